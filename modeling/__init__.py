@@ -1,0 +1,36 @@
+"""Models that travel to the Hub with their code: one file per method over a few shared pieces."""
+
+if __name__ == "modeling":
+    raise ModuleNotFoundError("`modeling` is installed as `hf_seqrec.modeling`: write `import hf_seqrec.modeling`.")
+
+from .base import NextItemOutput, SequenceModel, SequentialRecommender, SequentialRecommenderConfig
+from .item_encoder import ItemEncoder
+from .losses import (
+    BinaryCrossEntropyLoss,
+    BPRLoss,
+    CrossEntropyLoss,
+    GeneralizedBinaryCrossEntropyLoss,
+    NextItemLoss,
+    SampledCrossEntropyLoss,
+    make_loss,
+)
+from .sasrec import SASRecConfig, SASRecForSequentialRecommendation, SASRecModel
+
+
+__all__ = [
+    "BPRLoss",
+    "BinaryCrossEntropyLoss",
+    "CrossEntropyLoss",
+    "GeneralizedBinaryCrossEntropyLoss",
+    "ItemEncoder",
+    "NextItemLoss",
+    "NextItemOutput",
+    "SASRecConfig",
+    "SASRecForSequentialRecommendation",
+    "SASRecModel",
+    "SampledCrossEntropyLoss",
+    "SequenceModel",
+    "SequentialRecommender",
+    "SequentialRecommenderConfig",
+    "make_loss",
+]

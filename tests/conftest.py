@@ -1,0 +1,1 @@
+"""Session-wide set-up: no test reaches the internet."""
