@@ -125,17 +125,18 @@ class Catalogue:
         return pa.array(index - 1)
 
     def _unknown_message(self, unknown: list[str | None]) -> str:
-        from rapidfuzz import process
+        from rapidfuzz import fuzz, process
 
         first = unknown[0]
         message = f"{len(unknown)} unknown item id(s), first {first!r}; the catalogue has {self.num_items} items."
         if first is None:
             return message + " Ids must not be null."
-        near = [match for match, _, _ in process.extract(first, self.item_ids.to_pylist(), limit=3, score_cutoff=60)]
+        ids = process.extract(first, self.item_ids.to_pylist(), scorer=fuzz.ratio, limit=3, score_cutoff=60)
+        near = [match for match, _, _ in ids]
         if near:
             message += f" Near ids: {', '.join(near)}."
         titles = self.titles.to_pylist()
-        near_titles = process.extract(first, titles, limit=3, score_cutoff=80)
+        near_titles = process.extract(first, titles, scorer=fuzz.ratio, limit=3, score_cutoff=70)
         if near_titles:
             named = [f"{title!r} is item_id {self.item_ids[row].as_py()}" for title, _, row in near_titles]
             message += f" Near titles: {'; '.join(named)}."
