@@ -158,7 +158,7 @@ def ranking_metrics(
 
     Example:
         >>> ranking_metrics([0, 2, 9, 40], cutoffs=[3, 10])
-        {'hr@3': 0.5, 'ndcg@3': 0.375, 'mrr@3': 0.3333333333333333, 'hr@10': 0.75, 'ndcg@10': 0.44726620677826567, 'mrr@10': 0.35833333333333334}
+        {'hr@3': 0.5, 'ndcg@3': 0.375, 'mrr@3': 0.3333333333333333, 'hr@10': 0.75, 'ndcg@10': 0.44726620657947197, 'mrr@10': 0.35833333333333334}
     """
     scores = ranking_scores(ranks, cutoffs, offsets, metrics, suffix)
     return {name: float(values.mean()) for name, values in scores.items()}

@@ -1,0 +1,118 @@
+"""A small world and plain models that follow the recommender contract, so that evaluation is tested without any real model."""
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+
+NUM_ITEMS = 60
+
+
+@dataclass
+class Rows:
+    """The attributes of an evaluation set that evaluation reads."""
+
+    item_index: np.ndarray
+    user: np.ndarray
+    start: np.ndarray
+    stop: np.ndarray
+    target: np.ndarray
+
+    def history(self, row):
+        return self.item_index[self.start[row] : self.stop[row]]
+
+    def __len__(self):
+        return len(self.target)
+
+
+def make_rows(num_rows=37, num_items=NUM_ITEMS, seed=0, target_in_history=(), max_history=20):
+    """Histories of distinct items followed by a target that is new, except in the rows named."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(3, max_history, num_rows)  # long enough to be all different
+    drawn = [rng.permutation(num_items)[: n + 1] + 1 for n in lengths]
+    for row in target_in_history:
+        drawn[row][-1] = drawn[row][0]
+    bounds = np.concatenate([[0], np.cumsum(lengths + 1)])
+    return Rows(
+        item_index=np.concatenate(drawn).astype(np.int32),
+        user=np.arange(num_rows) + 100,
+        start=bounds[:-1],
+        stop=bounds[1:] - 1,
+        target=np.array([items[-1] for items in drawn]),
+    )
+
+
+class DotModel(torch.nn.Module):
+    """User vector = mean of the vectors of the history; `is_dot_product`."""
+
+    is_dot_product = True
+
+    def __init__(self, num_items=NUM_ITEMS, dim=8, seed=0, bias=False, dtype=torch.float32, max_length=None):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.table = torch.nn.Parameter(torch.randn(num_items + 1, dim, generator=generator).to(dtype))
+        self.bias = torch.nn.Parameter(torch.randn(num_items + 1, generator=generator)) if bias else None
+        self.num_item_representations = 0
+        self.widths = []
+        if max_length is not None:
+            self.config = SimpleNamespace(max_length=max_length)
+
+    @property
+    def item_bias(self):
+        return self.bias
+
+    def item_representations(self):
+        self.num_item_representations += 1
+        return self.table
+
+    def forward(self, input_ids):
+        assert not self.training
+        assert torch.is_inference_mode_enabled()
+        assert bool((input_ids[:, -1] > 0).all())  # left-padded
+        self.widths.append(input_ids.shape[1])
+        inside = (input_ids > 0).unsqueeze(-1).to(self.table.dtype)
+        return SimpleNamespace(user_embeddings=(self.table[input_ids] * inside).sum(1) / inside.sum(1))
+
+    def all_scores(self, input_ids):
+        scores = self(input_ids).user_embeddings.float() @ self.table.float().T
+        return scores if self.bias is None else scores + self.bias
+
+
+class ScoreModel(torch.nn.Module):
+    """A model with fixed scores that only has `score`; finds a row by its history."""
+
+    def __init__(self, rows, scores):
+        super().__init__()
+        self.scores = torch.as_tensor(np.asarray(scores), dtype=torch.float32)
+        self.row_of = {tuple(rows.history(i).tolist()): i for i in range(len(rows))}
+        assert len(self.row_of) == len(rows)
+
+    def score(self, input_ids, candidates=None):
+        found = [self.row_of[tuple(ids[ids > 0].tolist())] for ids in input_ids]
+        scores = self.scores[found]
+        return scores if candidates is None else scores.gather(1, candidates)
+
+
+def brute_force_ranks(rows, scores, exclude_seen=True, candidates=None):
+    """Ranks by the definition, one row at a time, in float64."""
+    scores = np.asarray(scores, dtype=np.float64)
+    ranks = np.empty(len(rows))
+    for i in range(len(rows)):
+        others = set(range(1, scores.shape[1])) if candidates is None else set(candidates[i].tolist())
+        others -= {int(rows.target[i])}
+        if exclude_seen:
+            if rows.target[i] in rows.history(i):
+                ranks[i] = scores.shape[1] - 1 if candidates is None else candidates.shape[1]
+                continue
+            others -= set(rows.history(i).tolist())
+        values, own = scores[i, sorted(others)], scores[i, rows.target[i]]
+        ranks[i] = (values > own).sum() + 0.5 * (values == own).sum()
+    return ranks
+
+
+@pytest.fixture
+def rows():
+    return make_rows()
