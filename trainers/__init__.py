@@ -1,2 +1,20 @@
+"""Trainers: one objective per file over one small `SeqRecTrainer`."""
+
 if __name__ == "trainers":
     raise ModuleNotFoundError("`trainers` is installed as `hf_seqrec.trainers`: write `import hf_seqrec.trainers`.")
+
+from .base import SeqRecTrainer, SeqRecTrainingArguments
+from .data import DataCollatorForCloze, DataCollatorForNextItem, NegativeSampler, SequenceDataset
+from .next_item import NextItemTrainer, NextItemTrainingArguments
+
+
+__all__ = [
+    "DataCollatorForCloze",
+    "DataCollatorForNextItem",
+    "NegativeSampler",
+    "NextItemTrainer",
+    "NextItemTrainingArguments",
+    "SeqRecTrainer",
+    "SeqRecTrainingArguments",
+    "SequenceDataset",
+]

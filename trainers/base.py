@@ -1,0 +1,169 @@
+"""What must be the same for every objective so that results can be compared: evaluation, metric names, seeding, cards."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
+
+from hf_seqrec.data.splits import EvaluationSet
+from hf_seqrec.evaluation import Protocol, RankingEvaluator
+
+
+@dataclass
+class SeqRecTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with the defaults of this field: select on validation NDCG@10 of full ranking, keep the best.
+
+    > Parameters that control the evaluation during training
+
+    Args:
+        exclude_seen: Items of the history cannot be recommended.
+        cutoffs: Cut-offs of the metrics.
+        early_stopping_patience: Stop after this many evaluations without a better value; 0 never stops early.
+        ranking_batch_size: Users scored at once in evaluation.
+
+    > Parameters that control the arithmetic
+
+    Args:
+        matmul_precision: `highest` is float32. `medium` lets matrix products of a CPU or GPU with such units use bfloat16
+            inputs with float32 sums while weights, softmax and loss stay float32; evaluation is always `highest`.
+
+    Defaults that differ from `TrainingArguments`: `learning_rate=1e-3`, `per_device_train_batch_size=128`,
+    `num_train_epochs=100`, evaluation, logging and checkpoints once per epoch, the best checkpoint (by `ndcg@10`) loaded at the
+    end, one older checkpoint kept, `remove_unused_columns=False`, `report_to="none"`.
+    """
+
+    learning_rate: float = 1e-3
+    per_device_train_batch_size: int = 128
+    num_train_epochs: float = 100
+    eval_strategy: str = "epoch"
+    save_strategy: str = "epoch"
+    logging_strategy: str = "epoch"
+    load_best_model_at_end: bool = True
+    metric_for_best_model: str | None = "ndcg@10"
+    greater_is_better: bool | None = True
+    save_total_limit: int | None = 1
+    remove_unused_columns: bool = False
+    report_to: Any = "none"
+    dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
+
+    exclude_seen: bool = field(default=True, metadata={"help": "Items of the history cannot be recommended."})
+    cutoffs: list[int] = field(default_factory=lambda: [5, 10, 20], metadata={"help": "Cut-offs of the metrics."})
+    early_stopping_patience: int = field(
+        default=10, metadata={"help": "Stop after this many evaluations without a better value; 0: never."}
+    )
+    ranking_batch_size: int = field(default=256, metadata={"help": "Users scored at once in evaluation."})
+    matmul_precision: str = field(
+        default="highest",
+        metadata={"help": "highest, high or medium: precision of float32 matrix products in training."},
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.matmul_precision not in ("highest", "high", "medium"):
+            raise ValueError(
+                f"`matmul_precision` must be 'highest', 'high' or 'medium', got {self.matmul_precision!r}."
+            )
+
+
+@contextlib.contextmanager
+def matmul_precision(name: str) -> Iterator[None]:
+    """Set the precision of float32 matrix products for a block and restore it afterwards."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(name)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+class _EpochCallback(TrainerCallback):
+    """Tells the data set which epoch begins, also where a sharded data loader does not."""
+
+    def __init__(self, trainer: SeqRecTrainer):
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        if hasattr(self.trainer.train_dataset, "set_epoch"):
+            self.trainer.train_dataset.set_epoch(int(state.epoch or 0))
+
+
+class SeqRecTrainer(Trainer):
+    """`Trainer` that evaluates recommenders by ranking the catalogue.
+
+    `eval_dataset` is an [`~hf_seqrec.data.EvaluationSet`] (or a dict of them); `evaluate` returns `eval_ndcg@10` and so on,
+    and `predict` returns the 0-based rank of each target, both through [`~hf_seqrec.evaluation.RankingEvaluator`].
+    Subclasses own their loss and declare `training_args_class`.
+    """
+
+    training_args_class: type[SeqRecTrainingArguments] = SeqRecTrainingArguments
+    split_name = "leave_one_out"
+
+    def __init__(self, model=None, args=None, *positional, **kwargs):
+        args = args if args is not None else self.training_args_class(output_dir="trainer_output")
+        if not isinstance(args, self.training_args_class):
+            raise TypeError(
+                f"{type(self).__name__} needs `args` of type {self.training_args_class.__name__}, got {type(args).__name__}."
+            )
+        super().__init__(model, args, *positional, **kwargs)
+        self.add_callback(_EpochCallback(self))
+        if args.early_stopping_patience > 0 and args.eval_strategy != "no" and args.metric_for_best_model:
+            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+
+    def train(self, *args, **kwargs):
+        """See `Trainer.train`; float32 matrix products run at `args.matmul_precision`."""
+        with matmul_precision(self.args.matmul_precision):
+            return super().train(*args, **kwargs)
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        """The evaluation set in a thin loader; ranking batches are made by the evaluator, by history length."""
+        if isinstance(eval_dataset, str):
+            eval_dataset = self.eval_dataset[eval_dataset]
+        return self._carrier(self.eval_dataset if eval_dataset is None else eval_dataset)
+
+    def get_test_dataloader(self, test_dataset):
+        """See `get_eval_dataloader`."""
+        return self._carrier(test_dataset)
+
+    def _carrier(self, dataset) -> DataLoader:
+        if not isinstance(dataset, EvaluationSet):
+            raise TypeError(
+                f"evaluation needs an EvaluationSet (for example `split.validation`), got {type(dataset).__name__}."
+            )
+        return DataLoader(dataset, batch_size=self.args.ranking_batch_size)
+
+    def protocol(self, part: str = "validation") -> Protocol:
+        """The protocol under which this trainer evaluates."""
+        return Protocol(
+            split=self.split_name,
+            part=part,
+            candidates="full",
+            exclude_seen=self.args.exclude_seen,
+            cutoffs=tuple(self.args.cutoffs),
+        )
+
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ) -> EvalLoopOutput:
+        """Rank every row's target; `predictions` are the ranks."""
+        part = "test" if metric_key_prefix.startswith("test") else "validation"
+        model = self.accelerator.unwrap_model(self.model)
+        evaluator = RankingEvaluator(
+            dataloader.dataset,
+            num_items=model.config.num_items,
+            protocol=self.protocol(part),
+            batch_size=self.args.ranking_batch_size,
+            accelerator=self.accelerator if self.args.world_size > 1 else None,
+        )
+        with matmul_precision("highest"):
+            result = evaluator(model)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in result.metrics.items()}
+        return EvalLoopOutput(
+            predictions=result.ranks, label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset)
+        )
