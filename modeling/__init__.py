@@ -4,6 +4,8 @@ if __name__ == "modeling":
     raise ModuleNotFoundError("`modeling` is installed as `hf_seqrec.modeling`: write `import hf_seqrec.modeling`.")
 
 from .base import NextItemOutput, SequenceModel, SequentialRecommender, SequentialRecommenderConfig
+from .bert4rec import BERT4RecConfig, BERT4RecForSequentialRecommendation, BERT4RecModel
+from .gru4rec import GRU4RecConfig, GRU4RecForSequentialRecommendation, GRU4RecModel
 from .item_encoder import ItemEncoder
 from .losses import (
     BinaryCrossEntropyLoss,
@@ -18,9 +20,15 @@ from .sasrec import SASRecConfig, SASRecForSequentialRecommendation, SASRecModel
 
 
 __all__ = [
+    "BERT4RecConfig",
+    "BERT4RecForSequentialRecommendation",
+    "BERT4RecModel",
     "BPRLoss",
     "BinaryCrossEntropyLoss",
     "CrossEntropyLoss",
+    "GRU4RecConfig",
+    "GRU4RecForSequentialRecommendation",
+    "GRU4RecModel",
     "GeneralizedBinaryCrossEntropyLoss",
     "ItemEncoder",
     "NextItemLoss",
