@@ -290,21 +290,21 @@ def global_time(
             f"validation_time {validation_time} is not before test_time {test_time}: give two times, or quantiles "
             "further apart."
         )
-    end = sequences.offsets[:-1]
+    start, end = sequences.offsets[:-1], sequences.offsets[1:]
     # Times rise inside a user, so the number of earlier interactions is also the position of the first later one.
     user_of = np.repeat(np.arange(len(sequences)), sequences.lengths)
     before_validation, before_test = (
-        end + np.bincount(user_of[timestamps < time], minlength=len(sequences))
+        start + np.bincount(user_of[timestamps < time], minlength=len(sequences))
         for time in (validation_time, test_time)
     )
     parts, cold = [], []
-    for first, stop in ((before_validation, before_test), (before_test, sequences.offsets[1:])):
+    for first, stop in ((before_validation, before_test), (before_test, end)):
         active = first < stop
-        has_history = first > sequences.offsets[:-1]
+        has_history = first > start
         users = np.flatnonzero(active & has_history)
         cold.append(int(np.sum(active & ~has_history)))
         parts.append(EvaluationSet.before(sequences, users, first[users]))
-    trained = np.flatnonzero(before_validation > sequences.offsets[:-1])
+    trained = np.flatnonzero(before_validation > start)
     params = {
         "validation_time": int(validation_time),
         "test_time": int(test_time),

@@ -76,7 +76,7 @@ def validate_items(table: pa.Table, require_titles: bool = False) -> pa.Table:
         row = _first_row(control)
         raise ValueError(
             f"{ITEMS}: the title in row {row} ({ITEM_ID} {ids[row].as_py()!r}) has control characters: "
-            f"{titles[row].as_py()!r}. Clean it, for example with hf_seqrec.data.clean_titles."
+            f"{titles[row].as_py()!r}. Replace them by spaces."
         )
     return table
 
