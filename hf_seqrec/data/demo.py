@@ -15,12 +15,16 @@ Descriptions are written by a small grammar from the facts that drive behaviour 
 so that text tells something about taste.
 """
 
+import os
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 
 import numpy as np
 import pyarrow as pa
+
+from .layout import DatasetDescription, write_dataset
+from .recommendation_data import RecommendationData
 
 
 NAME = "demo-world (simulated)"
@@ -218,6 +222,58 @@ class _Films:
     cold: np.ndarray  # bool
 
 
+def build_demo_world(
+    output_dir: str | os.PathLike,
+    seed: int = 0,
+    num_items: int = 1000,
+    num_users: int = 3000,
+    overwrite: bool = False,
+) -> RecommendationData:
+    """Draw the demo world and write it in the layout of any other data set, with a card that says it is simulated.
+
+    Args:
+        output_dir: Folder to write; missing or empty, unless `overwrite`.
+        seed: Same seed, same world.
+        num_items: Films in the catalogue, 100 to 5,000.
+        num_users: Viewers, at least 20.
+        overwrite: Whether a folder that holds something is replaced.
+
+    Returns:
+        The data as written, named "demo-world (simulated)". Loaded again, it has the name of its folder.
+
+    Raises:
+        FileExistsError: If `output_dir` holds something and `overwrite` is off.
+        ValueError: If a size is out of range.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from hf_seqrec.data.demo import build_demo_world
+        >>> data = build_demo_world(pathlib.Path(tempfile.mkdtemp()) / "demo-world", num_items=100, num_users=50)
+        >>> data.name, data.catalogue.num_items, len(data.sequences)
+        ('demo-world (simulated)', 100, 50)
+    """
+    items, interactions = demo_tables(seed, num_items, num_users)
+    card = DatasetDescription(
+        title=NAME,
+        summary=(
+            "A small world of films and viewers that do not exist, to try sequential recommenders without a download. Tastes "
+            "are personal and drift, sequels follow their prequel, genres come in streaks, new releases are watched more."
+        ),
+        source="Drawn by `hf_seqrec.data.demo`. Numbers measured on it say nothing about real viewers.",
+        license="apache-2.0",
+        language="en",
+        notes=(
+            f"`build_demo_world(output_dir, seed={seed}, num_items={num_items}, num_users={num_users})`",
+            f"The newest films ({_COLD_SHARE:.1%} of the catalogue) occur only as the last or second-last film of a user: "
+            "after leave-one-out they are not in the training part, and only their text can rank them.",
+        ),
+        simulated=True,
+        tags=("demo",),
+    )
+    data = write_dataset(output_dir, items, interactions, card, overwrite=overwrite)
+    return replace(data, name=NAME)
+
+
 def demo_tables(seed: int = 0, num_items: int = 1000, num_users: int = 3000) -> tuple[pa.Table, pa.Table]:
     """Draw the demo world as two tables. All of it is simulated.
 
@@ -236,12 +292,10 @@ def demo_tables(seed: int = 0, num_items: int = 1000, num_users: int = 3000) -> 
         ValueError: If a size is out of range.
 
     Example:
-        ```python
-        from hf_seqrec.data.demo import demo_tables
-
-        items, interactions = demo_tables(seed=0)
-        print(items["title"][0], interactions.num_rows)
-        ```
+        >>> from hf_seqrec.data.demo import demo_tables
+        >>> items, interactions = demo_tables(seed=0, num_items=100, num_users=20)
+        >>> items.column_names
+        ['item_id', 'title', 'year', 'genres', 'franchise', 'description']
     """
     if not MIN_ITEMS <= num_items <= MAX_ITEMS:
         raise ValueError(f"`num_items` must be in {MIN_ITEMS}..{MAX_ITEMS}, got {num_items}.")

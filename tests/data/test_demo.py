@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from hf_seqrec.data.demo import demo_tables
+from hf_seqrec.data import leave_one_out, load_recommendation_data
+from hf_seqrec.data.demo import build_demo_world, demo_tables
 
 
 @pytest.fixture(scope="module")
@@ -262,3 +263,41 @@ def test_other_sizes_work_too(num_items, num_users):
     assert items.num_rows == len(set(items["title"].to_pylist())) == num_items
     assert len(set(interactions["user_id"].to_pylist())) == num_users
     assert set(interactions["item_id"].to_pylist()) <= set(items["item_id"].to_pylist())
+
+
+def test_a_built_world_loads_like_any_data_set_and_says_it_is_simulated(tmp_path):
+    built = build_demo_world(tmp_path / "demo-world", seed=2, num_items=150, num_users=200)
+    assert built.name == "demo-world (simulated)"
+    assert {str(path.relative_to(tmp_path / "demo-world")) for path in tmp_path.rglob("*.*")} == {
+        "README.md",
+        "items/train-00000-of-00001.parquet",
+        "interactions/train-00000-of-00001.parquet",
+    }
+    card = (tmp_path / "demo-world" / "README.md").read_text(encoding="utf-8")
+    assert "# demo-world (simulated)" in card
+    assert "Simulated data" in card
+    assert f"Fingerprint of content and order: `{built.fingerprint}`" in card
+
+    data = load_recommendation_data(tmp_path / "demo-world")
+    items, interactions = demo_tables(seed=2, num_items=150, num_users=200)
+    assert data.fingerprint == built.fingerprint
+    assert data.catalogue.titles.to_pylist() == items["title"].to_pylist()
+    flat = data.catalogue.to_item_ids(data.sequences.item_index).to_pylist()
+    assert flat == interactions["item_id"].to_pylist()
+    split = leave_one_out(data.sequences)
+    assert len(split.test) == 200
+
+
+def test_building_twice_into_one_folder_needs_overwrite(tmp_path):
+    first = build_demo_world(tmp_path / "world", seed=0, num_items=100, num_users=20)
+    with pytest.raises(FileExistsError, match="overwrite"):
+        build_demo_world(tmp_path / "world", seed=1, num_items=100, num_users=20)
+    assert load_recommendation_data(tmp_path / "world").fingerprint == first.fingerprint
+    second = build_demo_world(tmp_path / "world", seed=1, num_items=100, num_users=20, overwrite=True)
+    assert load_recommendation_data(tmp_path / "world").fingerprint == second.fingerprint != first.fingerprint
+
+
+def test_a_refused_size_leaves_no_folder_behind(tmp_path):
+    with pytest.raises(ValueError, match="num_items"):
+        build_demo_world(tmp_path / "world", num_items=5)
+    assert list(tmp_path.iterdir()) == []
