@@ -1,7 +1,6 @@
 """From a model to ranks and metrics, by matrix products and comparisons: no sorting, nothing larger than batch × item chunk."""
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
+from hf_seqrec.data import Candidates, EvaluationSet
 from hf_seqrec.data.sequences import flat_positions
 from hf_seqrec.metrics import coverage, popularity_bias, random_floor, ranking_metrics, ranking_scores
 
@@ -35,7 +35,7 @@ class EvaluationResult:
         protocol: What the values mean.
         metrics: Mean of every metric over the rows, `{"ndcg@10": …}`.
         ranks: (num_rows,) float32, 0-based, ties averaged.
-        user: (num_rows,) user of each row; intervals resample users, not rows.
+        evaluation_set: The rows that were evaluated.
         num_items: Size of the catalogue.
         num_ranked: (num_rows,) allowed items of each row, the target included; what `floor` is computed from.
         targets_seen: Number of rows whose target is in their own history; with `exclude_seen` these are misses.
@@ -47,7 +47,7 @@ class EvaluationResult:
     protocol: Protocol
     metrics: dict[str, float]
     ranks: NDArray[np.float32]
-    user: NDArray[np.int64]
+    evaluation_set: EvaluationSet
     num_items: int
     num_ranked: NDArray[np.int64]
     targets_seen: int
@@ -57,9 +57,9 @@ class EvaluationResult:
 
     @cached_property
     def intervals(self) -> dict[str, tuple[float, float]]:
-        """Bootstrap 95 % interval over users of every ranking metric, `{"ndcg@10": (low, high)}`."""
+        """Bootstrap 95 % interval of every ranking metric, resampling users, `{"ndcg@10": (low, high)}`."""
         scores = ranking_scores(self.ranks, self.protocol.cutoffs, suffix=self.protocol.suffix)
-        return bootstrap_intervals(scores, self.user)
+        return bootstrap_intervals(scores, self.evaluation_set.user)
 
     @cached_property
     def floor(self) -> dict[str, float]:
@@ -128,10 +128,11 @@ class RankingEvaluator:
     gives (batch, num_items + 1) or (batch, num_candidates).
 
     Args:
-        evaluation_set: Histories and targets: flat arrays `user`, `start`, `stop`, `target`, and `item_index` they point into.
+        evaluation_set: Histories and targets.
         num_items: Size of the catalogue; item_index run from 1 to it.
         protocol: What is measured.
-        candidates: (num_rows, 1 + num_negatives) item_index, column 0 the target; needed exactly for a sampled protocol.
+        candidates: From `draw_candidates`, or (num_rows, 1 + num_negatives) item_index with the target in column 0; needed exactly
+            for a sampled protocol.
         batch_size: Rows per call of the model. Rows are sorted by length, so a batch holds little padding.
         max_length: Number of most recent history items the model sees; by default what its config says (`max_length` or
             `max_position_embeddings`), else all. Seen items are excluded by the full history.
@@ -147,25 +148,23 @@ class RankingEvaluator:
             if a score is NaN, naming the row and its user.
 
     Example:
-        >>> import numpy as np, torch
-        >>> from types import SimpleNamespace
+        >>> import numpy as np, pyarrow as pa, torch
+        >>> from hf_seqrec.data import Sequences, leave_one_out
         >>> class Oldest(torch.nn.Module):
         ...     def score(self, input_ids, candidates=None):
         ...         return -torch.arange(6.0).repeat(len(input_ids), 1)
-        >>> rows = SimpleNamespace(
-        ...     item_index=np.array([1, 2, 3, 2, 1]), user=np.array([0, 1]), start=np.array([0, 3]), stop=np.array([2, 4]),
-        ...     target=np.array([3, 1]),
-        ... )
-        >>> RankingEvaluator(rows, num_items=5, protocol=Protocol(cutoffs=[1]))(Oldest()).metrics
+        >>> sequences = Sequences(np.array([1, 2, 3, 3, 2, 1]), np.array([0, 3, 6]), None, pa.array(["ann", "bob"]))
+        >>> test = leave_one_out(sequences).test
+        >>> RankingEvaluator(test, num_items=5, protocol=Protocol(cutoffs=[1]))(Oldest()).metrics
         {'hr@1': 1.0, 'ndcg@1': 1.0, 'mrr@1': 1.0}
     """
 
     def __init__(
         self,
-        evaluation_set: Any,
+        evaluation_set: EvaluationSet,
         num_items: int,
         protocol: Protocol,
-        candidates: Any | None = None,
+        candidates: Candidates | ArrayLike | None = None,
         batch_size: int = 256,
         max_length: int | None = None,
         item_chunk: int = 65536,
@@ -194,13 +193,11 @@ class RankingEvaluator:
         self.beyond_accuracy = beyond_accuracy
         self.item_popularity = item_popularity
 
-        self._items = np.asarray(evaluation_set.item_index)
-        self._start = np.asarray(evaluation_set.start, dtype=np.int64)
-        self._stop = np.asarray(evaluation_set.stop, dtype=np.int64)
-        self._target = np.asarray(evaluation_set.target, dtype=np.int64)
-        self._user = np.asarray(evaluation_set.user, dtype=np.int64)
+        self._items, self._start, self._stop = evaluation_set.item_index, evaluation_set.start, evaluation_set.stop
+        self._target = evaluation_set.target.astype(np.int64)
         self._check_rows()
-        self._inspect_histories()
+        self._target_seen = evaluation_set.repeats_history
+        self._num_ranked = self._count_ranked()
         self._candidates = self._check_candidates(candidates)
         if beyond_accuracy and self._candidates is not None:
             raise ValueError("`beyond_accuracy` describes lists from the whole catalogue; use candidates='full'.")
@@ -235,7 +232,7 @@ class RankingEvaluator:
             protocol=self.protocol,
             metrics=metrics,
             ranks=ranks,
-            user=self._user,
+            evaluation_set=self.evaluation_set,
             num_items=self.num_items,
             num_ranked=self._num_ranked,
             targets_seen=int(self._target_seen.sum()),
@@ -247,48 +244,28 @@ class RankingEvaluator:
     # What is known before any model is seen -----------------------------------------------------------------------------
 
     def _check_rows(self) -> None:
-        lengths = {len(self._start), len(self._stop), len(self._target), len(self._user)}
-        if len(lengths) > 1 or not lengths.pop():
-            raise ValueError(
-                "`user`, `start`, `stop` and `target` of an evaluation set must have one equal length above 0."
-            )
-        empty = np.flatnonzero(self._stop <= self._start)
-        if len(empty):
-            raise ValueError(
-                f"Row {empty[0]} (user {self._user[empty[0]]}) has an empty history; leave such rows out."
-            )
-        wrong = np.flatnonzero((self._target < 1) | (self._target > self.num_items))
-        if len(wrong):
-            raise ValueError(
-                f"Targets must be item_index in 1 … {self.num_items}, row {wrong[0]} (user {self._user[wrong[0]]}) has "
-                f"{self._target[wrong[0]]}."
-            )
-
-    def _blocks(self) -> Iterator[slice]:
-        """Rows in blocks of bounded history, for vectorised checks of data sets of any size."""
-        bounds = np.cumsum(self._stop - self._start)
-        edges = np.unique(np.searchsorted(bounds, np.arange(0, bounds[-1], 2**23)))
-        for begin, end in zip(edges, [*edges[1:], len(bounds)], strict=True):
-            yield slice(int(begin), int(end))
-
-    def _inspect_histories(self) -> None:
-        """Find targets in their own history, and how many items each row may rank."""
-        self._target_seen = np.zeros(len(self._target), dtype=bool)
-        self._num_ranked = np.full(len(self._target), self.num_items, dtype=np.int64)
-        for rows in self._blocks():
+        if not len(self._target):
+            raise ValueError("The evaluation set has no row; nothing to evaluate.")
+        self._refuse_rows(self._stop == self._start, "the history is empty; leave such rows out")
+        wrong = (self._target < 1) | (self._target > self.num_items)
+        self._refuse_rows(wrong, f"the target lies outside item_index 1 … {self.num_items}")
+        for rows in self.evaluation_set.chunks():
             items, row = self._histories(np.arange(rows.start, rows.stop))
-            if items.min() < 1 or items.max() > self.num_items:
-                raise ValueError(
-                    f"Histories must hold item_index in 1 … {self.num_items}, got {items.min()} … {items.max()}."
-                )
-            self._target_seen[rows.start + row[items == self._target[rows][row]]] = True
-            if self.protocol.exclude_seen:
-                distinct = np.unique(row * (self.num_items + 1) + items) // (self.num_items + 1)
-                self._num_ranked[rows] -= np.bincount(distinct, minlength=rows.stop - rows.start)
-        if self.protocol.exclude_seen:
-            self._num_ranked += self._target_seen  # the target of a row counts, even where it can not be recommended
+            wrong[rows.start + row[(items < 1) | (items > self.num_items)]] = True
+        self._refuse_rows(wrong, f"the history lies outside item_index 1 … {self.num_items}")
 
-    def _check_candidates(self, candidates: Any | None) -> NDArray[np.int64] | None:
+    def _count_ranked(self) -> NDArray[np.int64]:
+        """Number of items each row may rank, its target always among them."""
+        num_ranked = np.full(len(self._target), self.num_items, dtype=np.int64)
+        if self.protocol.exclude_seen:
+            for rows in self.evaluation_set.chunks():
+                items, row = self._histories(np.arange(rows.start, rows.stop))
+                distinct = np.unique(row * (self.num_items + 1) + items) // (self.num_items + 1)
+                num_ranked[rows] -= np.bincount(distinct, minlength=rows.stop - rows.start)
+            num_ranked += self._target_seen
+        return num_ranked
+
+    def _check_candidates(self, candidates: Candidates | ArrayLike | None) -> NDArray[np.int64] | None:
         wanted = self.protocol.num_negatives
         if wanted is None:
             if candidates is not None:
@@ -301,7 +278,7 @@ class RankingEvaluator:
             raise ValueError(
                 f"Protocol {self.protocol.candidates!r} needs `candidates`; make them with `draw_candidates`."
             )
-        table = np.asarray(getattr(candidates, "item_index", candidates)).astype(np.int64)
+        table = np.asarray(candidates.items if isinstance(candidates, Candidates) else candidates).astype(np.int64)
         if table.shape != (len(self._target), 1 + wanted):
             raise ValueError(
                 f"`candidates` must have shape ({len(self._target)}, {1 + wanted}) for {self.protocol.candidates!r}, got {table.shape}."
@@ -314,12 +291,12 @@ class RankingEvaluator:
         ordered = np.sort(table, axis=1)
         self._refuse_rows((ordered[:, 1:] == ordered[:, :-1]).any(axis=1), "`candidates` repeat an item")
         if self.protocol.exclude_seen:
-            for rows in self._blocks():
+            hit = np.zeros(len(table), dtype=bool)
+            for rows in self.evaluation_set.chunks():
                 items, row = self._histories(np.arange(rows.start, rows.stop))
                 local = np.arange(rows.stop - rows.start)[:, None] * (self.num_items + 1)
-                hit = np.zeros(len(table), dtype=bool)
                 hit[rows] = np.isin(local + table[rows, 1:], row * (self.num_items + 1) + items).any(axis=1)
-                self._refuse_rows(hit, "negative `candidates` hit the history, which `exclude_seen` forbids")
+            self._refuse_rows(hit, "negative `candidates` hit the history, which `exclude_seen` forbids")
         self._num_places = 1 + wanted
         self._num_ranked = np.full(len(table), 1 + wanted, dtype=np.int64)
         return table
@@ -327,7 +304,10 @@ class RankingEvaluator:
     def _refuse_rows(self, wrong: NDArray[np.bool_], why: str) -> None:
         rows = np.flatnonzero(wrong)
         if len(rows):
-            raise ValueError(f"Row {rows[0]} (user {self._user[rows[0]]}): {why} ({len(rows)} rows in all).")
+            raise ValueError(f"Row {rows[0]} ({self._user_of(rows[0])}): {why} ({len(rows)} rows in all).")
+
+    def _user_of(self, row: int) -> str:
+        return f"user {self.evaluation_set.sequences.user_ids[int(self.evaluation_set.user[row])].as_py()!r}"
 
     # The rows of a batch ------------------------------------------------------------------------------------------------
 
@@ -361,7 +341,7 @@ class RankingEvaluator:
         inner = model if self.accelerator is None else self.accelerator.unwrap_model(model)
         scorer = _DotProduct(inner, self) if getattr(inner, "is_dot_product", False) else _Score(inner, self)
         max_length = self.max_length or _config_length(inner)
-        shared = self.accelerator is not None and self.accelerator.num_processes > 1
+        shared = self.accelerator if self.accelerator is not None and self.accelerator.num_processes > 1 else None
         ranks = torch.zeros(len(self._target), device=device)
         width = max(self.protocol.cutoffs) if self.beyond_accuracy else 0
         recommended = torch.zeros((len(ranks), width), dtype=torch.int64, device=device)
@@ -382,12 +362,12 @@ class RankingEvaluator:
                 places, best = scorer.rank(ids, target, self._seen(rows, device), width)
                 if best is not None:
                     recommended[index] = best
-            if not shared:  # else the other processes would wait for ever; they all see the NaN after the exchange
+            if shared is None:  # else the other processes would wait for ever; they all see the NaN after the exchange
                 self._refuse_nan(places.isnan().cpu().numpy(), rows)
             ranks[index] = places
-        if shared:
-            ranks = self.accelerator.reduce(ranks, "sum")  # every row is zero on all processes but one
-            recommended = self.accelerator.reduce(recommended, "sum")
+        if shared is not None:
+            ranks = shared.reduce(ranks, "sum")  # every row is zero on all processes but one
+            recommended = shared.reduce(recommended, "sum")
         values = ranks.cpu().numpy()
         self._refuse_nan(np.isnan(values), np.arange(len(values)))
         return values, recommended.cpu().numpy() if width else None
@@ -396,7 +376,7 @@ class RankingEvaluator:
         if is_nan.any():
             row = int(rows[is_nan].min())
             raise ValueError(
-                f"The model scored row {row} (user {self._user[row]}) with NaN; {int(is_nan.sum())} of {len(rows)} rows looked at are "
+                f"The model scored row {row} ({self._user_of(row)}) with NaN; {int(is_nan.sum())} of {len(rows)} rows looked at are "
                 "affected. A NaN has no rank: check the model's weights, learning rate and precision."
             )
 
@@ -411,10 +391,10 @@ class RankingEvaluator:
     def _beyond_accuracy(self, recommended: NDArray[np.int64]) -> dict[str, float]:
         metrics = {}
         lengths = self._stop - self._start
-        history = self._items[flat_positions(self._start, self._stop)] if self.item_popularity is not None else None
+        history = self._items[flat_positions(self._start, self._stop)]
         for k in self.protocol.cutoffs:
             metrics[f"coverage@{k}"] = coverage(recommended[:, :k], self.num_items)
-            if history is not None:
+            if self.item_popularity is not None:
                 bias = popularity_bias(
                     recommended[:, :k], self.item_popularity, history, np.concatenate([[0], np.cumsum(lengths)])
                 )
@@ -425,7 +405,7 @@ class RankingEvaluator:
 class _Score:
     """Ranks with a model that only has `score`."""
 
-    def __init__(self, model: nn.Module, evaluator: RankingEvaluator) -> None:
+    def __init__(self, model: Any, evaluator: RankingEvaluator) -> None:
         self.model, self.num_items = model, evaluator.num_items
 
     def rank(self, ids, target, seen, num_best):
@@ -445,7 +425,7 @@ class _Score:
 class _DotProduct:
     """Ranks with user vectors and an item table, in chunks of items, in buffers that are used again."""
 
-    def __init__(self, model: nn.Module, evaluator: RankingEvaluator) -> None:
+    def __init__(self, model: Any, evaluator: RankingEvaluator) -> None:
         self.model, self.num_items, self.limit = model, evaluator.num_items, evaluator.item_chunk
         self.chunk = -(
             -(self.num_items + 1) // -(-(self.num_items + 1) // self.limit)

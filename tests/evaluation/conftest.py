@@ -1,31 +1,16 @@
 """A small world and plain models that follow the recommender contract, so that evaluation is tested without any real model."""
 
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
+from hf_seqrec.data import EvaluationSet, Sequences
+
 
 NUM_ITEMS = 60
-
-
-@dataclass
-class Rows:
-    """The attributes of an evaluation set that evaluation reads."""
-
-    item_index: np.ndarray
-    user: np.ndarray
-    start: np.ndarray
-    stop: np.ndarray
-    target: np.ndarray
-
-    def history(self, row):
-        return self.item_index[self.start[row] : self.stop[row]]
-
-    def __len__(self):
-        return len(self.target)
 
 
 def make_rows(num_rows=37, num_items=NUM_ITEMS, seed=0, target_in_history=(), max_history=20):
@@ -36,13 +21,9 @@ def make_rows(num_rows=37, num_items=NUM_ITEMS, seed=0, target_in_history=(), ma
     for row in target_in_history:
         drawn[row][-1] = drawn[row][0]
     bounds = np.concatenate([[0], np.cumsum(lengths + 1)])
-    return Rows(
-        item_index=np.concatenate(drawn).astype(np.int32),
-        user=np.arange(num_rows) + 100,
-        start=bounds[:-1],
-        stop=bounds[1:] - 1,
-        target=np.array([items[-1] for items in drawn]),
-    )
+    user_ids = pa.array([f"u{100 + row}" for row in range(num_rows)])
+    sequences = Sequences(np.concatenate(drawn), bounds, None, user_ids)
+    return EvaluationSet.before(sequences, np.arange(num_rows), bounds[1:] - 1)
 
 
 class DotModel(torch.nn.Module):

@@ -1,5 +1,6 @@
 """Ranks are those of the definition, whatever the chunking, masking, batch size or kind of model."""
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 
@@ -108,7 +109,6 @@ def test_all_scores_equal_gives_the_middle_of_the_allowed_items(rows):
 
 @pytest.mark.parametrize("kind", ["user", "item", "score", "candidates"])
 def test_a_nan_is_an_error_that_names_the_row_and_its_user(rows, kind):
-    rows.target[5] = 60  # an item that some rows meet only as a competitor
     model = DotModel()
     if kind == "user":
         forward = DotModel.forward
@@ -119,7 +119,7 @@ def test_a_nan_is_an_error_that_names_the_row_and_its_user(rows, kind):
                 out.user_embeddings[(input_ids == int(rows.history(3)[-1]))[:, -1]] = torch.nan
                 return out
 
-        with pytest.raises(ValueError, match=r"row 3 \(user 103\).*NaN"):
+        with pytest.raises(ValueError, match=r"row 3 \(user 'u103'\).*NaN"):
             evaluate(rows, Broken())
     elif kind == "item":
         with torch.no_grad():
@@ -129,8 +129,11 @@ def test_a_nan_is_an_error_that_names_the_row_and_its_user(rows, kind):
     elif kind == "score":
         scores = np.zeros((len(rows), NUM_ITEMS + 1))
         scores[7, 60] = np.nan
-        rows.item_index[rows.item_index == 60] = 59  # nobody may have the NaN masked away
-        with pytest.raises(ValueError, match=r"row 7 \(user 107\).*1 of 37 rows"):
+        rows = rows.subset([60 not in rows.history(i) for i in range(len(rows))])  # nobody may mask the NaN away
+        scores = scores[: len(rows)]
+        with pytest.raises(
+            ValueError, match=rf"row 7 \({'user ' + repr(rows.user_ids[7].as_py())}\).*1 of {len(rows)} rows"
+        ):
             evaluate(rows, ScoreModel(rows, scores))
     else:
         with torch.no_grad():
@@ -301,10 +304,15 @@ def test_a_nan_on_one_process_is_an_error_on_every_process(rows):
 
 
 def _broken(**changes):
+    """The rows with one of their arrays changed, as data read from elsewhere could be."""
     rows = make_rows()
-    for name, value in changes.items():
-        setattr(rows, name, value(getattr(rows, name)))
-    return rows
+    return dataclasses.replace(rows, **{name: change(getattr(rows, name)) for name, change in changes.items()})
+
+
+def _foreign_history():
+    rows = make_rows()
+    items = _with(rows.item_index, int(rows.start[4]) + 1, 61)
+    return dataclasses.replace(rows, sequences=dataclasses.replace(rows.sequences, item_index=items))
 
 
 def _with(array, position, value):
@@ -316,11 +324,15 @@ def _with(array, position, value):
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [
-        (_broken(stop=lambda a: _with(a, 4, make_rows().start[4])), {}, r"Row 4 \(user 104\) has an empty history"),
-        (_broken(target=lambda a: _with(a, 6, 61)), {}, r"1 … 60, row 6 \(user 106\) has 61"),
-        (_broken(target=lambda a: _with(a, 6, 0)), {}, "row 6"),
-        (_broken(item_index=lambda a: _with(a, 0, 61)), {}, "Histories must hold item_index in 1 … 60, got .* 61"),
-        (_broken(user=lambda a: a[:-1]), {}, "one equal length"),
+        (
+            _broken(stop=lambda a: _with(a, 4, make_rows().start[4])),
+            {},
+            r"Row 4 \(user 'u104'\): the history is empty",
+        ),
+        (_broken(target=lambda a: _with(a, 6, 61)), {}, r"Row 6 \(user 'u106'\): the target lies outside .* 1 … 60"),
+        (_broken(target=lambda a: _with(a, 6, 0)), {}, "Row 6"),
+        (_foreign_history(), {}, r"Row 4 \(user 'u104'\): the history lies outside item_index 1 … 60 \(1 rows"),
+        (make_rows().subset(np.zeros(37, bool)), {}, "no row"),
         (make_rows(), {"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
         (make_rows(), {"num_items": 2**23}, "`num_items`"),
         (make_rows(), {"cutoffs": (61,)}, "cut-off of 61"),
