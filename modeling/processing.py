@@ -7,7 +7,7 @@ The catalogue travels as `items.jsonl`, one line per item in the order of the mo
 import hashlib
 import json
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cached_property
@@ -77,8 +77,7 @@ class SequentialRecommendationProcessor(ProcessorMixin):
             if title is not None and not isinstance(title, str):
                 raise TypeError(f"titles must be strings or None, got {title!r} in row {row}.")
         if len(self._index_of) < len(self._item_ids):
-            seen: set[str] = set()
-            twice = next(item_id for item_id in self._item_ids if item_id in seen or seen.add(item_id))
+            twice = Counter(self._item_ids).most_common(1)[0][0]
             raise ValueError(f"item id {twice!r} appears more than once: item ids must be unique.")
         if "" in self._index_of:
             raise ValueError(f"the item id in row {self._index_of[''] - 1} is empty.")
@@ -306,7 +305,7 @@ class SequentialRecommendationProcessor(ProcessorMixin):
         """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        code = custom_object_save(self, folder, config=self) if self._auto_class is not None else []
+        code = custom_object_save(self, folder, config=self) if self._auto_class else []  # type: ignore[arg-type]
         items = self._items_as_bytes()
         _write(folder / ITEMS_NAME, items)
         _write(folder / PROCESSOR_NAME, self.to_json_string().encode())
@@ -329,8 +328,8 @@ class SequentialRecommendationProcessor(ProcessorMixin):
             OSError: A missing file. ValueError: the items are damaged or are not those the configuration was saved with.
         """
         where = {key: kwargs[key] for key in _HUB_KEYS if kwargs.get(key) is not None}
-        config = json.loads(Path(cached_file(pretrained_model_name_or_path, PROCESSOR_NAME, **where)).read_bytes())
-        data = Path(cached_file(pretrained_model_name_or_path, ITEMS_NAME, **where)).read_bytes()
+        paths = [cached_file(pretrained_model_name_or_path, name, **where) for name in (PROCESSOR_NAME, ITEMS_NAME)]
+        config, data = json.loads(Path(str(paths[0])).read_bytes()), Path(str(paths[1])).read_bytes()
         if _fingerprint(data) != config["fingerprint"]:
             raise ValueError(
                 f"{ITEMS_NAME} of {pretrained_model_name_or_path} is not the one its {PROCESSOR_NAME} was saved with "
