@@ -38,8 +38,9 @@ class _Places:
                 f"`ranks` must be 0 or more (0 is the best), got {flat[wrong[0]]} at position {wrong[0]}."
             )
         if offsets is None:
-            self.place, self.start = flat, np.arange(len(flat))
-            self.count = self.order = np.ones(1)  # broadcasts: every row has one target, the first of its row
+            self.place: NDArray[np.float64] = flat
+            self.start, self.count = np.arange(len(flat)), np.ones(1)
+            self.order = self.count  # broadcasts: every row has one target, the first of its row
             return
         bounds = np.asarray(offsets, dtype=np.int64)
         if bounds.ndim != 1 or len(bounds) < 2 or bounds[0] != 0 or bounds[-1] != len(flat):
@@ -187,7 +188,7 @@ def random_floor(
     """
     sizes = np.atleast_1d(np.asarray(num_ranked, dtype=np.int64))
     if sizes.size == 0 or sizes.min() < 1:
-        raise ValueError(f"`num_ranked` must be 1 or more in every row, got {num_ranked}.")
+        raise ValueError(f"`num_ranked` must be 1 or more in every row, got {sizes.min(initial=0)}.")
     floor = {}
     for k in check_cutoffs(cutoffs):
         place = np.arange(k, dtype=np.float64)
