@@ -5,8 +5,12 @@ if __name__ == "modeling":
 
 from .base import NextItemOutput, SequenceModel, SequentialRecommender, SequentialRecommenderConfig
 from .bert4rec import BERT4RecConfig, BERT4RecForSequentialRecommendation, BERT4RecModel
+from .caser import CaserConfig, CaserForSequentialRecommendation, CaserModel
+from .fmlprec import FMLPRecConfig, FMLPRecForSequentialRecommendation, FMLPRecModel
 from .gru4rec import GRU4RecConfig, GRU4RecForSequentialRecommendation, GRU4RecModel
 from .item_encoder import ItemEncoder
+from .itemitem import ItemItemConfig, ItemItemForSequentialRecommendation
+from .lightsans import LightSANsConfig, LightSANsForSequentialRecommendation, LightSANsModel
 from .losses import (
     BinaryCrossEntropyLoss,
     BPRLoss,
@@ -16,6 +20,8 @@ from .losses import (
     SampledCrossEntropyLoss,
     make_loss,
 )
+from .nextitnet import NextItNetConfig, NextItNetForSequentialRecommendation, NextItNetModel
+from .popularity import PopularityConfig, PopularityForSequentialRecommendation, PopularityModel
 from .sasrec import SASRecConfig, SASRecForSequentialRecommendation, SASRecModel
 
 
@@ -25,14 +31,31 @@ __all__ = [
     "BERT4RecModel",
     "BPRLoss",
     "BinaryCrossEntropyLoss",
+    "CaserConfig",
+    "CaserForSequentialRecommendation",
+    "CaserModel",
     "CrossEntropyLoss",
+    "FMLPRecConfig",
+    "FMLPRecForSequentialRecommendation",
+    "FMLPRecModel",
     "GRU4RecConfig",
     "GRU4RecForSequentialRecommendation",
     "GRU4RecModel",
     "GeneralizedBinaryCrossEntropyLoss",
     "ItemEncoder",
+    "ItemItemConfig",
+    "ItemItemForSequentialRecommendation",
+    "LightSANsConfig",
+    "LightSANsForSequentialRecommendation",
+    "LightSANsModel",
+    "NextItNetConfig",
+    "NextItNetForSequentialRecommendation",
+    "NextItNetModel",
     "NextItemLoss",
     "NextItemOutput",
+    "PopularityConfig",
+    "PopularityForSequentialRecommendation",
+    "PopularityModel",
     "SASRecConfig",
     "SASRecForSequentialRecommendation",
     "SASRecModel",

@@ -75,7 +75,8 @@ class BERT4RecLayer(GradientCheckpointingLayer):
     def forward(self, x, lengths, last_only=False):
         """(batch, length, hidden) -> same, or (batch, 1, hidden) with `last_only`."""
         query = last_states(x, lengths).unsqueeze(1) if last_only else x
-        mask = length_mask(lengths, x.shape[1])[:, None, None]
+        # A row without items looks at its first column: nothing reads it, but nothing may become NaN either.
+        mask = length_mask(lengths.clamp(min=1), x.shape[1])[:, None, None]
         x = self.attention_norm(query + self.dropout(self.attention(query, x, mask)))
         return self.feed_forward_norm(x + self.feed_forward(x))
 
