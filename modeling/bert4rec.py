@@ -131,11 +131,9 @@ class BERT4RecForSequentialRecommendation(SequentialRecommender):
 
     def __init__(self, config: BERT4RecConfig):
         super().__init__(config)
-        self.transform = nn.Sequential(
-            nn.Linear(config.hidden_size, config.hidden_size),
-            ACT2FN[config.hidden_act],
-            nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps),
-        )
+        self.head = nn.Linear(config.hidden_size, config.hidden_size)
+        self.head_act = ACT2FN[config.hidden_act]
+        self.head_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.bias = nn.Parameter(torch.zeros(config.num_items + 1))
         self.post_init()
 
@@ -152,7 +150,7 @@ class BERT4RecForSequentialRecommendation(SequentialRecommender):
 
     def project_states(self, states: torch.Tensor) -> torch.Tensor:
         """The head: dense map, activation, norm; (…, hidden) -> (…, hidden)."""
-        return self.transform(states)
+        return self.head_norm(self.head_act(self.head(states)))
 
     def prepare_for_scoring(self, ids: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Append the mask whose state predicts the next item, dropping the oldest item of a full row.

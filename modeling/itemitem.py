@@ -14,6 +14,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 from huggingface_hub.dataclasses import strict
+from torch import nn
 from transformers import initialization as init
 
 from .base import NextItemOutput, SequencePreTrainedModel, SequentialRecommenderConfig, register, to_right_padded
@@ -76,8 +77,8 @@ class ItemItemForSequentialRecommendation(SequencePreTrainedModel):
     def __init__(self, config: ItemItemConfig):
         super().__init__(config)
         shape = config.num_items + 1, min(config.num_neighbours, config.num_items)
-        self.register_buffer("neighbours", torch.zeros(shape, dtype=torch.long))
-        self.register_buffer("similarities", torch.zeros(shape))
+        self.neighbours = nn.Buffer(torch.zeros(shape, dtype=torch.long))
+        self.similarities = nn.Buffer(torch.zeros(shape))
         self.post_init()
 
     @torch.no_grad()
