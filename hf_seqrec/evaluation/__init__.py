@@ -2,6 +2,19 @@
 
 from .evaluator import EvaluationResult, RankingEvaluator, bootstrap_intervals
 from .protocol import Protocol
+from .record import EvaluationRecord, hash_config
+from .significance import Comparison, check_comparable, compare_records, randomisation_test
 
 
-__all__ = ["EvaluationResult", "Protocol", "RankingEvaluator", "bootstrap_intervals"]
+__all__ = [
+    "Comparison",
+    "EvaluationRecord",
+    "EvaluationResult",
+    "Protocol",
+    "RankingEvaluator",
+    "bootstrap_intervals",
+    "check_comparable",
+    "compare_records",
+    "hash_config",
+    "randomisation_test",
+]

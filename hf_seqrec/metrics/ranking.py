@@ -29,7 +29,7 @@ class _Places:
     """
 
     def __init__(self, ranks: ArrayLike, offsets: ArrayLike | None) -> None:
-        flat = np.asarray(ranks, dtype=np.float64)
+        flat: NDArray[np.float64] = np.asarray(ranks, dtype=np.float64)
         if flat.ndim != 1 or len(flat) == 0:
             raise ValueError(f"`ranks` must be a non-empty one-dimensional array, got shape {flat.shape}.")
         wrong = np.flatnonzero(~(flat >= 0))
