@@ -160,9 +160,9 @@ def _draw_chunk(
     num_forbidden = np.bincount(forbidden // width, minlength=count)
     free = num_items - num_forbidden
     if free.min() < num_negatives:
-        row = int(np.argmin(free))
+        worst = int(np.argmin(free))
         raise ValueError(
-            f"row {rows.start + row} has only {free[row]} of {num_items} items outside its history and target, "
+            f"row {rows.start + worst} has only {free[worst]} of {num_items} items outside its history and target, "
             f"need {num_negatives} negatives: draw fewer."
         )
     # Rejection is fast while few of the items are taken; the fuller rows choose from a list of what is allowed instead.

@@ -97,11 +97,15 @@ def first_occurrences(user_codes: np.ndarray, item_codes: np.ndarray, times: np.
     if not len(keep):
         return keep
     pairs = user_codes * (np.int64(item_codes.max()) + 1) + item_codes
-    order = np.argsort(pairs, kind="stable") if times is None else np.lexsort((times, pairs))
-    repeats = pairs[order[1:]] == pairs[order[:-1]]
+    order = np.argsort(pairs, kind="stable")
+    again = pairs[order[1:]] == pairs[order[:-1]]
     if times is not None:
-        repeats &= times[order[1:]] == times[order[:-1]]
-    keep[order[1:][repeats]] = False
+        # Only pairs that occur more than once need their times compared: in real data these are few.
+        several = np.append(again, False) | np.insert(again, 0, False)
+        order = order[several]
+        order = order[np.lexsort((times[order], pairs[order]))]
+        again = (pairs[order[1:]] == pairs[order[:-1]]) & (times[order[1:]] == times[order[:-1]])
+    keep[order[1:][again]] = False
     return keep
 
 

@@ -281,5 +281,8 @@ def _as_written(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
         column = batch.column(name)
         if pa.types.is_dictionary(dtype) and not pa.types.is_dictionary(column.type):
             column = column.dictionary_encode()
-        columns.append(column.cast(dtype))
+        try:
+            columns.append(column.cast(dtype))
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{INTERACTIONS}: {name} does not fit {dtype} ({error}): repair the value.") from error
     return pa.record_batch(columns, schema=schema)

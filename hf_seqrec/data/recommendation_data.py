@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -59,10 +61,10 @@ class RecommendationData:
             digest.update(name.encode())
             _hash_column(digest, self.catalogue.table[name])
         _hash_column(digest, pa.chunked_array([self.sequences.user_ids]))
-        digest.update(self.sequences.offsets)
-        digest.update(self.sequences.item_index)
+        digest.update(self.sequences.offsets.data)
+        digest.update(self.sequences.item_index.data)
         if self.sequences.timestamps is not None:
-            digest.update(self.sequences.timestamps)
+            digest.update(self.sequences.timestamps.data)
         return digest.hexdigest()[:16]
 
     @cached_property
@@ -180,12 +182,8 @@ def _files(folder: Path, table: str) -> list[Path]:
 def _read(files: list[Path], columns: list[str] | None = None, dictionary: list[str] | None = None) -> pa.Table:
     tables = []
     for file in files:
-        try:
+        with _complete(file):
             tables.append(pq.ParquetFile(file, read_dictionary=dictionary, memory_map=True).read(columns))
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ValueError(
-                f"{file} is not a complete parquet file ({error}). It may be half-written: build or download it again."
-            ) from error
     try:
         return pa.concat_tables(tables)
     except pa.ArrowInvalid as error:
@@ -195,15 +193,24 @@ def _read(files: list[Path], columns: list[str] | None = None, dictionary: list[
 
 
 def _read_interactions(files: list[Path]) -> pa.Table:
-    try:
+    with _complete(files[0]):
         schema = pq.read_schema(files[0])
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(
-            f"{files[0]} is not a complete parquet file ({error}). It may be half-written: build or download it again."
-        ) from error
     order = check_interactions_schema(schema)
     columns = [USER_ID, ITEM_ID, order] + [RATING] * (RATING in schema.names)
     return _read(files, columns, dictionary=[USER_ID, ITEM_ID])
+
+
+@contextmanager
+def _complete(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, PermissionError):
+        raise
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{file} is not a complete parquet file ({reason}). It may be half-written: build or download it again."
+        ) from error
 
 
 def _hash_column(digest, column: pa.ChunkedArray) -> None:

@@ -117,10 +117,10 @@ class EvaluationSet:
         """First 16 hexadecimal digits of the sha256 over users, histories and targets."""
         digest = hashlib.sha256()
         digest.update(str(self.user_ids.to_pylist()).encode())
-        digest.update(self.lengths)
+        digest.update(self.lengths.data)
         for rows in self.chunks():
-            digest.update(self.item_index[flat_positions(self.start[rows], self.stop[rows])])
-        digest.update(self.target)
+            digest.update(self.item_index[flat_positions(self.start[rows], self.stop[rows])].data)
+        digest.update(self.target.data)
         return digest.hexdigest()[:16]
 
     def history(self, row: int) -> np.ndarray:
