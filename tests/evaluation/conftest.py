@@ -7,7 +7,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from hf_seqrec.data import EvaluationSet, Sequences
+from hf_seqrec.data import Catalogue, EvaluationSet, RecommendationData, Sequences
+from hf_seqrec.evaluation import EvaluationRecord, Protocol, RankingEvaluator
 
 
 NUM_ITEMS = 60
@@ -97,3 +98,29 @@ def brute_force_ranks(rows, scores, exclude_seen=True, candidates=None):
 @pytest.fixture
 def rows():
     return make_rows()
+
+
+@pytest.fixture
+def data(rows):
+    """The data set that `rows` are the test part of."""
+    catalogue = Catalogue(
+        pa.table({"item_id": [f"i{n}" for n in range(1, NUM_ITEMS + 1)], "title": ["A film"] * NUM_ITEMS})
+    )
+    return RecommendationData("toy", catalogue, rows.sequences)
+
+
+@pytest.fixture
+def make_record(rows, data):
+    """A function that evaluates a `DotModel` and gives the record."""
+
+    def make(
+        model_seed=0, rows=rows, candidates=None, exclude_seen=True, split="leave_one_out", cutoffs=(5, 10), **options
+    ):
+        kind = "full" if candidates is None else f"sampled{candidates.num_negatives}"
+        protocol = Protocol(split=split, candidates=kind, exclude_seen=exclude_seen, cutoffs=cutoffs)
+        model = DotModel(seed=model_seed)
+        model.config = SimpleNamespace(to_dict=lambda: {"hidden_size": 8, "seed": model_seed})
+        result = RankingEvaluator(rows, NUM_ITEMS, protocol, candidates=candidates)(model)
+        return EvaluationRecord.from_result(result, data, model, candidates=candidates, **options)
+
+    return make
