@@ -43,7 +43,7 @@ def test_the_randomisation_test_agrees_with_scipy(discrete):
         (difference,), np.sum, permutation_type="samples", n_resamples=20_000, rng=np.random.default_rng(1)
     )
     assert randomisation_test(difference, 20_000) == pytest.approx(scipy_test.pvalue, abs=0.012)
-    assert 0.01 < scipy_test.pvalue < 0.3
+    assert 0.01 < scipy_test.pvalue < 0.5
 
 
 def test_equal_records_are_not_different(make_record):
