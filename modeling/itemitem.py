@@ -38,10 +38,11 @@ class ItemItemConfig(SequentialRecommenderConfig):
 
     model_type = "hf_seqrec_itemitem"
 
+    max_length: int = 20
     num_neighbours: int = 100
     similarity: str = "cosine"
     popularity_damping: float | int = 0.5
-    decay: float | int = 0.8
+    decay: float | int = 0.7
 
     def validate_architecture(self):
         """Refuse unknown similarities and numbers out of range."""
