@@ -147,13 +147,13 @@ def plot_metric_by_cutoff(
         (axes,) = figure.axes
         floor = [records[0].floor[key] for key in keys]
         axes.plot(protocol.cutoffs, floor, color=_GREY, linestyle=":", linewidth=1.5)
-        names = [("random order", floor[-1], _GREY)]
+        names: list[tuple[str, float, dict[str, Any]]] = [("random order", floor[-1], {"color": _GREY})]
         for record, look in zip(_best_first(records, keys[-1]), _looks(), strict=False):
             values = [record.metrics[key] for key in keys]
             axes.plot(protocol.cutoffs, values, clip_on=False, **look)
             low, high = zip(*(record.intervals[key] for key in keys), strict=True)
             axes.fill_between(protocol.cutoffs, low, high, color=look["color"], alpha=0.18, linewidth=0)
-            names.append((_label(record, records), values[-1], look["color"]))
+            names.append((_label(record, records), values[-1], look))
         axes.set_xscale("log", base=2)
         axes.set_xticks(protocol.cutoffs, [str(k) for k in protocol.cutoffs])
         axes.minorticks_off()
@@ -223,7 +223,7 @@ def plot_metric_by_activity(
                 clip_on=False,
                 **look,
             )
-            names.append((_label(record, records), means[-1], look["color"]))
+            names.append((_label(record, records), means[-1], look))
         num_users = [len(np.unique(user[rows])) for rows in buckets]
         labels = [f"{_span(*bound)}\n{number:,} users" for bound, number in zip(bounds, num_users, strict=True)]
         axes.set_xticks(places, labels)
@@ -302,11 +302,11 @@ def _label(record: EvaluationRecord, records: Sequence[EvaluationRecord]) -> str
     return record.model if alone else f"{record.model}, seed {record.seed}"
 
 
-def _name_lines(axes: "Axes", names: Sequence[tuple[str, float, str]]) -> None:
-    """Write (name, last value, colour) of every line beside its end, pushed apart where lines end close together."""
+def _name_lines(axes: "Axes", names: Sequence[tuple[str, float, dict[str, Any]]]) -> None:
+    """Write (name, last value, look) of every line beside its end, pushed apart where lines end close together."""
     low, high = axes.get_ylim()
     heights = np.array([(value - low) / (high - low) for _, value, _ in names])
-    order = np.argsort(heights)
+    order = np.lexsort((-np.arange(len(names)), heights))  # of equal ones the first on top
     gap = 0.058  # of the height of the axes: one line of text
     placed = heights[order]
     for index in range(1, len(placed)):
@@ -315,8 +315,9 @@ def _name_lines(axes: "Axes", names: Sequence[tuple[str, float, str]]) -> None:
     for index in range(len(placed) - 2, -1, -1):
         placed[index] = min(placed[index], placed[index + 1] - gap)
     for name_index, height in zip(order, placed, strict=True):
-        name, _, colour = names[name_index]
-        axes.text(1.015, height, name, color=colour, transform=axes.transAxes, verticalalignment="center")
+        name, _, look = names[name_index]
+        axes.plot([1.025], [height], transform=axes.transAxes, clip_on=False, scalex=False, scaley=False, **look)
+        axes.text(1.045, height, name, color=look["color"], transform=axes.transAxes, verticalalignment="center")
 
 
 def _metric_name(metric: str) -> str:

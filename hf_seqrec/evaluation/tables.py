@@ -132,6 +132,9 @@ def to_markdown(records: Iterable[EvaluationRecord], metrics: Sequence[str] = ME
 
     Returns:
         Markdown, ending in a newline. Errors are those of `make_tables`.
+
+    Example:
+        >>> print(to_markdown(read_records("benchmarks/records"), metrics=["ndcg@10", "hr@10"]))  # doctest: +SKIP
     """
     parts = [
         f"{_escaped(table.data)}\\\n{table.protocol.describe()}\n\n{_markdown_table(table)}"
@@ -149,6 +152,9 @@ def print_table(
         records: Any records. Errors are those of `make_tables`.
         metrics: Columns.
         console: Where to print; by default standard output.
+
+    Example:
+        >>> print_table(read_records("benchmarks/records"))  # doctest: +SKIP
     """
     from rich.console import Console
     from rich.markup import escape
