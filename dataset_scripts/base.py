@@ -275,8 +275,9 @@ class Converter(ABC):
         if raw.archive and (raw_dir / raw.archive).is_file():
             folder = raw_dir / (raw.archive.split(".")[0] + "-unpacked")
             wanted = {Path(one.names[0]).name for one in chain(*self.raw_files().values()) if one.archive}
-            if not folder.exists():
-                unpack(raw_dir / raw.archive, folder, wanted)
+            archive = raw_dir / raw.archive
+            if not folder.exists() or folder.stat().st_mtime < archive.stat().st_mtime:
+                unpack(archive, folder, wanted, overwrite=True)
             matches = sorted(folder.rglob(Path(raw.names[0]).name))
             return matches[0] if matches else None
         return None

@@ -9,8 +9,9 @@ import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import BinaryIO
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -68,10 +69,9 @@ def _fetch(url: str, part: Path, tag: Path) -> None:
     try:
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_SECONDS)
     except urllib.error.HTTPError as error:
-        if error.code == 416:
+        if error.code == 416 and have:
             # Nothing lies beyond the part: it is complete, or stale, which the checksum or the length shows.
-            total = error.headers.get("Content-Range", "").rpartition("/")[2]
-            if total == str(have):
+            if error.headers.get("Content-Range", "").rpartition("/")[2] == str(have):
                 return
             part.unlink()
             return _fetch(url, part, tag)
@@ -99,8 +99,11 @@ def _fetch(url: str, part: Path, tag: Path) -> None:
 
 
 def _published_md5(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
-        text = response.read(4096).decode("ascii", errors="replace")
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
+            text = response.read(4096).decode("ascii", errors="replace")
+    except urllib.error.URLError as error:
+        raise OSError(f"the owner's checksum {url} cannot be read ({error}): try again, or fetch by hand.") from error
     for word in text.lower().replace("=", " ").split():
         if len(word) == 32 and all(digit in "0123456789abcdef" for digit in word):
             return word
@@ -121,7 +124,9 @@ def checksum(path: Path, algorithm: str = "sha256") -> str:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
-def unpack(archive: Path, folder: Path, wanted: set[str], max_bytes: int = UNPACK_LIMIT_BYTES) -> None:
+def unpack(
+    archive: Path, folder: Path, wanted: set[str], max_bytes: int = UNPACK_LIMIT_BYTES, overwrite: bool = False
+) -> None:
     """Unpacks the wanted files of a zip or tar archive.
 
     The whole archive is refused when any member would leave the folder or is a link, wanted or not.
@@ -131,13 +136,14 @@ def unpack(archive: Path, folder: Path, wanted: set[str], max_bytes: int = UNPAC
         folder: Folder to make; it appears whole or not at all.
         wanted: File names to unpack (without folders).
         max_bytes: Most bytes written. What the archive claims about its sizes is not trusted.
+        overwrite: Whether a folder that is there already is replaced.
 
     Raises:
         RawDataError: If the archive is unsafe, too large or damaged.
-        FileExistsError: If the folder exists already.
+        FileExistsError: If the folder holds something and `overwrite` is off.
     """
     try:
-        with atomic_folder(folder) as temporary, _members(archive) as members:
+        with atomic_folder(folder, overwrite) as temporary, _members(archive) as members:
             left = max_bytes
             for name, opened in members:
                 if PurePosixPath(name).name not in wanted:
@@ -157,21 +163,18 @@ def unpack(archive: Path, folder: Path, wanted: set[str], max_bytes: int = UNPAC
 
 
 @contextmanager
-def _members(archive: Path) -> Iterator[list[tuple[str, Callable[[], BinaryIO]]]]:
+def _members(archive: Path) -> Iterator[list[tuple[str, Callable[[], Any]]]]:
     """Names of the regular files of an archive and how to open them, after refusing unsafe members."""
     if zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as file:
-            infos = file.infolist()
-            for info in infos:
-                mode = info.external_attr >> 16
-                _refuse_unsafe(archive, info.filename, stat.S_ISLNK(mode))
-            yield [(info.filename, lambda info=info: file.open(info)) for info in infos if not info.is_dir()]
+        with zipfile.ZipFile(archive) as packed:
+            for info in packed.infolist():
+                _refuse_unsafe(archive, info.filename, stat.S_ISLNK(info.external_attr >> 16))
+            yield [(info.filename, partial(packed.open, info)) for info in packed.infolist() if not info.is_dir()]
     else:
-        with tarfile.open(archive) as file:
-            infos = file.getmembers()
-            for info in infos:
-                _refuse_unsafe(archive, info.name, not (info.isreg() or info.isdir()))
-            yield [(info.name, lambda info=info: file.extractfile(info)) for info in infos if info.isreg()]
+        with tarfile.open(archive) as tar:
+            for member in tar.getmembers():
+                _refuse_unsafe(archive, member.name, not (member.isreg() or member.isdir()))
+            yield [(member.name, partial(tar.extractfile, member)) for member in tar.getmembers() if member.isreg()]
 
 
 def _refuse_unsafe(archive: Path, name: str, is_special: bool) -> None:

@@ -86,8 +86,10 @@ class MovieLens(Converter):
         # The 10m archive unpacks into a folder of another name.
         folder = "ml-10M100K" if self.edition == "10m" else self.slug
         url = f"https://files.grouplens.org/datasets/movielens/{self.slug}.zip"
+        # The owner replaces this edition from time to time and prints no checksum for it.
+        md5_url = None if self.edition == "latest-small" else f"{url}.md5"
         return {
-            role: [RawFile((f"{folder}/{name}", name), f"{self.slug}.zip", url, md5_url=f"{url}.md5")]
+            role: [RawFile((f"{folder}/{name}", name), f"{self.slug}.zip", url, md5_url=md5_url)]
             for role, name in {"interactions": interactions, "items": items}.items()
         }
 
@@ -123,11 +125,11 @@ class MovieLens(Converter):
                 yield from batches(cleaned, text_schema(ITEM_ID, TITLE, GENRES))
         elif path.suffix == ".dat":
             encoding = "latin-1" if self.edition == "1m" else "utf-8"
-            rows = (row for _, row in read_records(path, _split_dat, encoding))
-            yield from batches(rows, text_schema(ITEM_ID, TITLE, GENRES))
+            films = (film for _, film in read_records(path, _split_dat, encoding))
+            yield from batches(films, text_schema(ITEM_ID, TITLE, GENRES))
         else:
-            rows = (row for _, row in read_records(path, _split_item, "latin-1"))
-            yield from batches(rows, text_schema(ITEM_ID, TITLE, GENRES, RELEASE_DATE))
+            films = (film for _, film in read_records(path, _split_item, "latin-1"))
+            yield from batches(films, text_schema(ITEM_ID, TITLE, GENRES, RELEASE_DATE))
 
     def published(self) -> dict[str, Statistics]:
         """The owner's raw counts, and the usual 5-core counts of the two small editions."""

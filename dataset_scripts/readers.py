@@ -43,6 +43,7 @@ def read_csv(
     delimiter: str = ",",
     header: list[str] | None = None,
     nullable: frozenset[str] = frozenset(),
+    quoted_newlines: bool = False,
 ) -> Iterator[pa.RecordBatch]:
     """Streams columns of a delimited file, plain or gzip-compressed, in UTF-8.
 
@@ -52,6 +53,7 @@ def read_csv(
         delimiter: One character.
         header: Names of the columns if the file has no header line.
         nullable: Our names of the columns that may lack values.
+        quoted_newlines: Whether quoted values may span lines, as texts do; line numbers in errors then count rows.
 
     Yields:
         Batches with our column names; no nulls and no empty ids, except in nullable columns.
@@ -69,7 +71,7 @@ def read_csv(
         reader = pyarrow.csv.open_csv(
             stream,
             read_options=pyarrow.csv.ReadOptions(block_size=CSV_BLOCK_BYTES, column_names=header),
-            parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter),
+            parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=quoted_newlines),
             convert_options=pyarrow.csv.ConvertOptions(column_types=source, include_columns=list(source)),
         )
         rows = 0

@@ -6,7 +6,7 @@ Raw format: `steam_reviews.json.gz` and `steam_games.json.gz`, one Python (not J
     {u'username': u'Ann', u'product_id': u'725280', u'date': u'2017-12-17', u'hours': 0.1, u'text': u'…', …}
     {u'id': u'761140', u'title': u'Lost Summoner Kitty', u'app_name': u'…', u'genres': [u'Action'], u'tags': […], …}
 The user is the name shown, as in the SASRec paper; the time is a day. There are no ratings. Python literals have no
-streaming reader in Arrow: each line is parsed by `ast.literal_eval`, about 8 minutes for the whole file on one core.
+streaming reader in Arrow: each line is parsed by `ast.literal_eval`, about 5 minutes for the whole file on one core.
 Published (raw): 2,567,538 users, 15,474 games, 7,793,069 reviews.
 """
 
@@ -94,12 +94,12 @@ class Steam(Converter):
         ]
 
 
-def _review(path: Path, line: int, record: dict[str, Any]) -> tuple[str, str, str]:
-    values = record.get("username"), record.get("product_id"), record.get("date")
-    for key, value in zip(("username", "product_id", "date"), values, strict=True):
-        if not isinstance(value, str) or not value:
-            raise RawDataError(f"{path}, line {line}: {key!r} is {value!r}; every review needs one.")
-    return values
+def _review(path: Path, line: int, record: dict[str, Any]) -> tuple[Any, ...]:
+    keys = ("username", "product_id", "date")
+    for key in keys:
+        if not isinstance(record.get(key), str) or not record[key]:
+            raise RawDataError(f"{path}, line {line}: {key!r} is {record.get(key)!r}; every review needs one.")
+    return tuple(record[key] for key in keys)
 
 
 def _game(record: dict[str, Any]) -> tuple[str | None, ...]:

@@ -126,7 +126,7 @@ class Csv(Table):
     def _read(
         self, path: Path, columns: dict[str, tuple[str, pa.DataType]], nullable: frozenset[str] = frozenset()
     ) -> Iterator[pa.RecordBatch]:
-        return read_csv(path, columns, self.delimiter, nullable=nullable)
+        return read_csv(path, columns, self.delimiter, nullable=nullable, quoted_newlines=bool(nullable))
 
 
 @dataclass(frozen=True, kw_only=True)
