@@ -103,7 +103,7 @@ class SequentialRecommendationPipeline(Pipeline):
 
     def __call__(  # type: ignore[override]
         self, inputs: Mapping[str, Any] | Iterable[Mapping[str, Any]], batch_size: int | None = None, **parameters
-    ) -> list[Recommendation] | list[list[Recommendation]] | Iterator[list[Recommendation]]:
+    ) -> Any:
         """Recommend for one history or for many.
 
         Args:

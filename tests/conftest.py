@@ -1,1 +1,40 @@
-"""Session-wide set-up: no test reaches the internet."""
+"""Session-wide set-up: every Hub client of the test suite talks to a server on the loopback device, never to the internet."""
+
+import importlib.util
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+
+# The clients read these variables when they are imported, so they are set before any test module is.
+_spec = importlib.util.spec_from_file_location("hub_server", Path(__file__).with_name("hub_server.py"))
+hub_server = sys.modules["hub_server"] = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(hub_server)
+
+HUB = hub_server.HubServer()
+_home = tempfile.TemporaryDirectory(prefix="hf-home-")
+
+for _name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_CACHE", "HF_MODULES_CACHE"):
+    os.environ.pop(_name, None)
+os.environ.update(
+    HF_ENDPOINT=HUB.url,
+    HF_TOKEN=HUB.token,
+    HF_HOME=_home.name,
+    HF_HUB_DISABLE_XET="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    HF_HUB_DISABLE_PROGRESS_BARS="1",
+)
+
+
+@pytest.fixture(scope="session")
+def hub():
+    """The Hub of the tests: `hub.url`, `hub.token`, `hub.repository("owner/name")`, `hub.broken("lfs")`."""
+    return HUB
+
+
+def pytest_sessionfinish():
+    HUB.stop()
+    _home.cleanup()

@@ -1,0 +1,113 @@
+"""Which paper stands behind each method, by the `model_type` of its configuration."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method as a card names it.
+
+    Attributes:
+        name: Name for people.
+        summary: What it does, one sentence without a full stop.
+        paper: Address of the paper, None where there is none to cite.
+        citation: BibTeX entry, empty where there is none.
+    """
+
+    name: str
+    summary: str
+    paper: str | None = None
+    citation: str = ""
+
+
+METHODS: dict[str, Method] = {
+    "hf_seqrec_sasrec": Method(
+        "SASRec",
+        "self-attention over the history",
+        "https://arxiv.org/abs/1808.09781",
+        """@inproceedings{kang2018sasrec,
+  title = {Self-Attentive Sequential Recommendation},
+  author = {Kang, Wang-Cheng and McAuley, Julian},
+  booktitle = {IEEE International Conference on Data Mining (ICDM)},
+  year = {2018}
+}""",
+    ),
+    "hf_seqrec_gru4rec": Method(
+        "GRU4Rec",
+        "a recurrent network reads the history",
+        "https://arxiv.org/abs/1511.06939",
+        """@inproceedings{hidasi2016gru4rec,
+  title = {Session-based Recommendations with Recurrent Neural Networks},
+  author = {Hidasi, Bal{\\'a}zs and Karatzoglou, Alexandros and Baltrunas, Linas and Tikk, Domonkos},
+  booktitle = {International Conference on Learning Representations (ICLR)},
+  year = {2016}
+}""",
+    ),
+    "hf_seqrec_bert4rec": Method(
+        "BERT4Rec",
+        "a bidirectional transformer fills in the masked next item",
+        "https://arxiv.org/abs/1904.06690",
+        """@inproceedings{sun2019bert4rec,
+  title = {{BERT4Rec}: Sequential Recommendation with Bidirectional Encoder Representations from Transformer},
+  author = {Sun, Fei and Liu, Jun and Wu, Jian and Pei, Changhua and Lin, Xiao and Ou, Wenwu and Jiang, Peng},
+  booktitle = {ACM International Conference on Information and Knowledge Management (CIKM)},
+  year = {2019}
+}""",
+    ),
+    "hf_seqrec_caser": Method(
+        "Caser",
+        "convolutions over the last few items, along time and along features",
+        "https://arxiv.org/abs/1809.07426",
+        """@inproceedings{tang2018caser,
+  title = {Personalized Top-N Sequential Recommendation via Convolutional Sequence Embedding},
+  author = {Tang, Jiaxi and Wang, Ke},
+  booktitle = {ACM International Conference on Web Search and Data Mining (WSDM)},
+  year = {2018}
+}""",
+    ),
+    "hf_seqrec_nextitnet": Method(
+        "NextItNet",
+        "stacked dilated causal convolutions over the history",
+        "https://arxiv.org/abs/1808.05163",
+        """@inproceedings{yuan2019nextitnet,
+  title = {A Simple Convolutional Generative Network for Next Item Recommendation},
+  author = {Yuan, Fajie and Karatzoglou, Alexandros and Arapakis, Ioannis and Jose, Joemon M. and He, Xiangnan},
+  booktitle = {ACM International Conference on Web Search and Data Mining (WSDM)},
+  year = {2019}
+}""",
+    ),
+    "hf_seqrec_fmlprec": Method(
+        "FMLP-Rec",
+        "learned filters in the frequency domain take the place of attention",
+        "https://arxiv.org/abs/2202.13556",
+        """@inproceedings{zhou2022fmlprec,
+  title = {Filter-enhanced {MLP} is All You Need for Sequential Recommendation},
+  author = {Zhou, Kun and Yu, Hui and Zhao, Wayne Xin and Wen, Ji-Rong},
+  booktitle = {The Web Conference (WWW)},
+  year = {2022}
+}""",
+    ),
+    "hf_seqrec_lightsans": Method(
+        "LightSANs",
+        "each item attends to a few latent interests of the history",
+        "https://doi.org/10.1145/3404835.3462978",
+        """@inproceedings{fan2021lightsans,
+  title = {Lighter and Better: Low-Rank Decomposed Self-Attention Networks for Next-Item Recommendation},
+  author = {Fan, Xinyan and Liu, Zheng and Lian, Jianxun and Zhao, Wayne Xin and Xie, Xing and Wen, Ji-Rong},
+  booktitle = {ACM SIGIR Conference on Research and Development in Information Retrieval},
+  year = {2021}
+}""",
+    ),
+    "hf_seqrec_itemitem": Method(
+        "Item-item",
+        "items that people chose together with those of the history",
+        "https://doi.org/10.1145/371920.372071",
+        """@inproceedings{sarwar2001itembased,
+  title = {Item-based Collaborative Filtering Recommendation Algorithms},
+  author = {Sarwar, Badrul and Karypis, George and Konstan, Joseph and Riedl, John},
+  booktitle = {International Conference on World Wide Web (WWW)},
+  year = {2001}
+}""",
+    ),
+    "hf_seqrec_popularity": Method("Popularity", "the same most chosen items for everybody, whatever the history"),
+}

@@ -1,0 +1,210 @@
+"""The model card: what a recommender is, how to use it, what it reached under which protocol, and where it ends."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
+from transformers import PreTrainedConfig, TrainingArguments
+
+from hf_seqrec.evaluation import EvaluationRecord
+
+from .citations import METHODS, Method
+
+
+TASK = "sequential-recommendation"
+TEMPLATE = Path(__file__).with_name("model_card.md")
+
+# Of the many fields of `TrainingArguments`, those that change the result; fields of a subclass are all shown.
+_TRAINING_FIELDS = (
+    "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "max_grad_norm",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps", "bf16", "fp16", "seed",
+)  # fmt: skip
+_NOT_ARCHITECTURE = {"num_items", "max_length", "data_fingerprint", "pad_token_id", "tie_word_embeddings"}
+
+
+def make_model_card(
+    model: Any,
+    processor: Any,
+    answer: Sequence[Mapping[str, Any]],
+    history: Sequence[str],
+    *,
+    reference: str,
+    records: Sequence[EvaluationRecord] = (),
+    dataset_id: str | None = None,
+    base_model: str | None = None,
+    license: str | None = None,
+    training: TrainingArguments | Mapping[str, Any] | None = None,
+) -> ModelCard:
+    """Fill the template.
+
+    Args:
+        model: The recommender.
+        processor: Its processor.
+        answer: What the pipeline recommends for `history`: `item_id`, `title`, `score`, `rank` per row.
+        history: Titles or item ids of the snippet.
+        reference: What the snippet loads: repository id, or folder name.
+        records: Evaluations of the model.
+        dataset_id: Data set repository on the Hub.
+        base_model: Model that this one was made from; none for a model trained from scratch.
+        license: Hub licence identifier.
+        training: The trainer's arguments, or hyper-parameters by name.
+
+    Returns:
+        The card; `.save(path)` writes it.
+
+    Example:
+        >>> from hf_seqrec.modeling import SASRecConfig, SASRecForSequentialRecommendation
+        >>> from hf_seqrec.modeling.processing import SequentialRecommendationProcessor
+        >>> model = SASRecForSequentialRecommendation(SASRecConfig(num_items=2))
+        >>> processor = SequentialRecommendationProcessor(["b7", "a2"], ["Heat", "Alien"])
+        >>> card = make_model_card(model, processor, [], ["Heat"], reference="me/films", license="mit")
+        >>> card.data.license, card.data.library_name
+        ('mit', 'transformers')
+    """
+    config = model.config
+    method = METHODS.get(config.model_type) or Method(type(model).__name__, _first_line(model))
+    name = reference.split("/")[-1]
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag=TASK,
+        tags=[TASK, "recommendation", "hf-seqrec", method.name.lower()],
+        license=license,
+        base_model=base_model,
+        datasets=dataset_id,
+        metrics=sorted({metric.split("@")[0] for record in records for metric in record.metrics}) or None,
+        model_name=name,
+        eval_results=[result for record in records for result in _model_index(record, dataset_id)] or None,
+    )
+    return ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        title=name,
+        method=method,
+        class_name=type(model).__name__,
+        base_model=f"[{base_model}](https://huggingface.co/{base_model})"
+        if base_model
+        else "none, trained from scratch",
+        dataset=_dataset(records, dataset_id, config),
+        num_items=f"{config.num_items:,}",
+        num_titles=f"{sum(title is not None for title in processor.titles):,}",
+        max_length=f"{config.max_length:,}",
+        num_parameters=f"{sum(parameter.numel() for parameter in model.parameters()):,}",
+        model_reference=json.dumps(reference),
+        history=json.dumps(list(history), ensure_ascii=False),
+        answer=[
+            {
+                "rank": row["rank"],
+                "title": _cell(row["title"] if row["title"] is not None else "–"),
+                "item_id": _cell(row["item_id"]),
+                "score": f"{row['score']:.3f}",
+            }
+            for row in answer
+        ],
+        evaluations=[_evaluation(record) for record in records],
+        architecture={name: _cell(value) for name, value in _architecture(config).items()},
+        training={name: _cell(value) for name, value in _training(training).items()},
+    )
+
+
+def eval_results_yaml(record: EvaluationRecord, dataset_id: str) -> list[dict[str, Any]]:
+    """One record as the content of an `.eval_results/*.yaml` file.
+
+    Args:
+        record: The evaluation.
+        dataset_id: Data set repository on the Hub that it was measured on.
+
+    Returns:
+        One entry per metric; the protocol and the interval stand in its notes.
+    """
+    entries = []
+    for metric, value in record.metrics.items():
+        interval = record.intervals.get(metric)
+        notes = record.protocol.describe()
+        if interval:
+            notes += f"; 95 % interval {interval[0]:.4f} to {interval[1]:.4f}"
+        notes += f"; data fingerprint {record.dataset_fingerprint}"
+        entries.append(EvalResultEntry(dataset_id=dataset_id, task_id=metric, value=value, notes=notes))
+    return eval_result_entries_to_yaml(entries)
+
+
+def _model_index(record: EvaluationRecord, dataset_id: str | None) -> list[EvalResult]:
+    return [
+        EvalResult(
+            task_type=TASK,
+            task_name="Sequential recommendation",
+            dataset_type=dataset_id or record.dataset,
+            dataset_name=record.dataset,
+            dataset_split=record.protocol.part,
+            dataset_args={"protocol": record.protocol.describe(), "fingerprint": record.dataset_fingerprint},
+            metric_type=metric,
+            metric_name=metric,
+            metric_value=value,
+        )
+        for metric, value in record.metrics.items()
+    ]
+
+
+def _evaluation(record: EvaluationRecord) -> dict[str, Any]:
+    def interval(metric: str) -> str:
+        low_high = record.intervals.get(metric)
+        return f"{low_high[0]:.4f} – {low_high[1]:.4f}" if low_high else "–"
+
+    return {
+        "dataset": record.dataset,
+        "protocol": record.protocol.describe(),
+        "sampled": record.protocol.num_negatives is not None,
+        "exclude_seen": record.protocol.exclude_seen,
+        "rows": f"{record.num_rows:,}",
+        "users": f"{record.num_users:,}",
+        "items": f"{record.num_items:,}",
+        "fingerprint": record.dataset_fingerprint,
+        "seed": record.seed,
+        "targets_seen": record.targets_seen,
+        "metrics": [
+            {
+                "name": metric,
+                "value": f"{value:.4f}",
+                "interval": interval(metric),
+                "floor": f"{record.floor[metric]:.4f}" if metric in record.floor else "–",
+            }
+            for metric, value in record.metrics.items()
+        ],
+    }
+
+
+def _dataset(records: Sequence[EvaluationRecord], dataset_id: str | None, config: Any) -> str:
+    name = dataset_id or next((record.dataset for record in records), None)
+    linked = f"[{dataset_id}](https://huggingface.co/datasets/{dataset_id})" if dataset_id else name
+    fingerprint = config.data_fingerprint or next((record.dataset_fingerprint for record in records), None)
+    return ", ".join(filter(None, [linked or "not named", fingerprint and f"fingerprint `{fingerprint}`"]))
+
+
+def _architecture(config: Any) -> dict[str, Any]:
+    inherited = {field.name for field in fields(PreTrainedConfig)} | _NOT_ARCHITECTURE
+    return {
+        field.name: getattr(config, field.name)
+        for field in fields(config)
+        if field.name not in inherited and getattr(config, field.name) is not None
+    }
+
+
+def _training(training: TrainingArguments | Mapping[str, Any] | None) -> dict[str, Any]:
+    if training is None:
+        return {}
+    if isinstance(training, Mapping):
+        return dict(training)
+    own = {field.name for field in fields(training)} - {field.name for field in fields(TrainingArguments)}
+    values = training.to_dict()
+    return {name: values[name] for name in [*_TRAINING_FIELDS, *sorted(own)] if values.get(name) is not None}
+
+
+def _first_line(model: Any) -> str:
+    return (type(model).__doc__ or type(model).__name__).strip().splitlines()[0].rstrip(".")
+
+
+def _cell(value: Any) -> str:
+    """A value that cannot break out of its cell of a Markdown table."""
+    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")

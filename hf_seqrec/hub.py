@@ -1,0 +1,435 @@
+"""To the Hub and to disk: model, processor, code, card and evaluations as one folder, pushed as one commit.
+
+A repository is never half new: everything is written and checked in a folder first, and goes up in a single commit that the Hub
+refuses if the repository changed meanwhile.
+"""
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError
+from transformers import AutoModel, AutoProcessor, TrainingArguments
+
+from hf_seqrec.cards.model_card import eval_results_yaml, make_model_card
+from hf_seqrec.data.files import atomic_folder, check_writable_folder
+from hf_seqrec.evaluation import EvaluationRecord
+from hf_seqrec.modeling import processing  # also makes every model known to the Auto classes
+from hf_seqrec.pipelines import SequentialRecommendationPipeline
+
+
+CARD, PIPELINE_CODE = "README.md", "pipelines.py"
+_NEEDED = ("config.json", "processor_config.json", processing.ITEMS_NAME, PIPELINE_CODE, CARD)
+
+# What a recommender consists of; checkpoints, optimizer states and pickled arguments of a training run stay at home.
+_UPLOADED = (".jinja", ".json", ".jsonl", ".md", ".model", ".png", ".py", ".safetensors", ".svg", ".txt", ".yaml")
+_LEFT_OUT = re.compile(
+    r"(^|/)(\.(?!eval_results/)|checkpoint-\d|runs/|__pycache__/)|\.ranks\.parquet$|trainer_state\.json$"
+)
+# Files of an older push that would be wrong beside a new model; what else people keep in a repository stays.
+_OURS = re.compile(r"[^/]+\.(py|safetensors|safetensors\.index\.json)|(records|\.eval_results)/.+")
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}\b")
+
+
+def save_recommender(
+    folder: str | os.PathLike,
+    model: Any,
+    processor: Any,
+    records: Sequence[EvaluationRecord | str | os.PathLike] = (),
+    *,
+    repo_id: str | None = None,
+    dataset_id: str | None = None,
+    base_model: str | None = None,
+    license: str | None = None,
+    training: TrainingArguments | Mapping[str, Any] | None = None,
+    history: Sequence[str] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a folder that is complete: it loads here with `from_pretrained`, and elsewhere without this library.
+
+    The folder holds the weights and the configuration, the processor with all items, the code of model, processor and pipeline,
+    `README.md` (the card), `records/*.json`, and `.eval_results/*.yaml` when the data set is on the Hub.
+
+    Args:
+        folder: Folder to write, whole or not at all.
+        model: The recommender.
+        processor: Its `SequentialRecommendationProcessor`.
+        records: Evaluations of this model, in memory or as files. Ranks of single users are not copied.
+        repo_id: Repository that the card's snippet names; the folder's name when not given.
+        dataset_id: Data set repository on the Hub.
+        base_model: Model that this one was made from.
+        license: Hub licence identifier of the weights.
+        training: The trainer's arguments, or hyper-parameters by name, for the card.
+        history: Titles or item ids for the card's example; two titles of the catalogue when not given.
+        overwrite: Whether a folder that holds something is replaced.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: The folder holds something and `overwrite` is off. ValueError: model, processor and records do not
+            belong together, a weight is NaN, or a text holds an access token.
+
+    Example:
+        >>> import tempfile
+        >>> from hf_seqrec.modeling import SASRecConfig, SASRecForSequentialRecommendation
+        >>> from hf_seqrec.modeling.processing import SequentialRecommendationProcessor
+        >>> model = SASRecForSequentialRecommendation(SASRecConfig(num_items=3))
+        >>> processor = SequentialRecommendationProcessor(["b7", "a2", "c1"], ["Heat", "Alien", "Up"])
+        >>> folder = save_recommender(tempfile.mkdtemp() + "/films", model, processor)
+        >>> (folder / "README.md").read_text().count("recommend(")
+        1
+    """
+    folder = Path(folder)
+    check_writable_folder(folder, overwrite)
+    loaded = [record if isinstance(record, EvaluationRecord) else _load_record(record) for record in records]
+    _check_together(model, processor, loaded)
+    with atomic_folder(folder, overwrite) as temporary, _unchanged(model):
+        pipe = SequentialRecommendationPipeline(model=model, processor=processor, device=model.device)
+        pipe.save_pretrained(temporary)
+        history = list(history) if history is not None else _example_history(processor)
+        card = make_model_card(
+            model,
+            processor,
+            pipe({"history": history}, top_k=5),
+            history,
+            reference=repo_id or folder.resolve().name,
+            records=loaded,
+            dataset_id=dataset_id,
+            base_model=base_model,
+            license=license,
+            training=training,
+        )
+        card.save(temporary / CARD)
+        for number, (record, given) in enumerate(zip(loaded, records, strict=True), 1):
+            name = f"{number:02d}-{_slug(record)}"
+            _save_record(record, given, temporary / "records" / f"{name}.json")
+            if dataset_id is not None:
+                (temporary / ".eval_results").mkdir(exist_ok=True)
+                content = yaml.safe_dump(eval_results_yaml(record, dataset_id), sort_keys=False, allow_unicode=True)
+                (temporary / ".eval_results" / f"{name}.yaml").write_text(content, encoding="utf-8")
+        _refuse_tokens(temporary)
+    return folder
+
+
+def push_recommender(
+    model: Any,
+    processor: Any,
+    repo_id: str,
+    records: Sequence[EvaluationRecord | str | os.PathLike] = (),
+    *,
+    dataset_id: str | None = None,
+    base_model: str | None = None,
+    license: str | None = None,
+    training: TrainingArguments | Mapping[str, Any] | None = None,
+    history: Sequence[str] | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    parent_commit: str | None = None,
+    commit_message: str | None = None,
+    token: str | None = None,
+) -> CommitInfo:
+    """Push a recommender with everything that belongs to it, in one commit.
+
+    Args:
+        model: The recommender.
+        processor: Its processor.
+        repo_id: `owner/name`, or `name` in your own account; made when missing.
+        records: Evaluations of this model.
+        dataset_id: Data set repository on the Hub.
+        base_model: Model that this one was made from.
+        license: Hub licence identifier of the weights.
+        training: The trainer's arguments, or hyper-parameters by name, for the card.
+        history: Titles or item ids for the card's example.
+        private: Visibility of a new repository; None for the owner's default.
+        revision: Branch to push to, made when missing; `main` when not given.
+        parent_commit: Commit that the push must follow; the branch's newest when the push begins, when not given.
+        commit_message: First line of the commit's message.
+        token: Hub token, by default the one stored by `hf auth login`.
+
+    Returns:
+        The commit; its `oid` pins this version in `from_pretrained(…, revision=oid)`.
+
+    Raises:
+        PermissionError: No token. ValueError: see `save_recommender`. huggingface_hub.errors.HfHubHTTPError: the Hub refused, also
+            when the branch changed since `parent_commit`; the repository is then what it was before.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = save_recommender(
+            Path(temporary) / repo_id.split("/")[-1],
+            model,
+            processor,
+            records,
+            repo_id=repo_id,
+            dataset_id=dataset_id,
+            base_model=base_model,
+            license=license,
+            training=training,
+            history=history,
+        )
+        return push_folder(folder, repo_id, private, revision, parent_commit, commit_message, token)
+
+
+def push_folder(
+    folder: str | os.PathLike,
+    repo_id: str,
+    private: bool | None = None,
+    revision: str | None = None,
+    parent_commit: str | None = None,
+    commit_message: str | None = None,
+    token: str | None = None,
+) -> CommitInfo:
+    """Push a folder written by `save_recommender`, in one commit; its card's snippet is made to name the repository.
+
+    Args:
+        folder: The folder.
+        repo_id: `owner/name`, or `name` in your own account; made when missing.
+        private: See `push_recommender`, also for the other arguments.
+        revision: Branch to push to.
+        parent_commit: Commit that the push must follow.
+        commit_message: First line of the commit's message.
+        token: Hub token.
+
+    Returns:
+        The commit.
+
+    Raises:
+        FileNotFoundError: The folder is no complete recommender. Otherwise as `push_recommender`.
+    """
+    folder = Path(folder)
+    missing = missing_files(folder)
+    if missing:
+        raise FileNotFoundError(
+            f"{folder} lacks {', '.join(missing)}: write it with `hf_seqrec.hub.save_recommender`, or push it with `seqrec push`, "
+            "which completes it."
+        )
+    _refuse_tokens(folder, token)
+    content: dict[str, Path | bytes] = {path: folder / path for path in sorted(_files(folder))}
+    message = commit_message or f"Recommender {repo_id.split('/')[-1]}"
+    with _clear_errors(repo_id):
+        api = _api(token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        card = (folder / CARD).read_text(encoding="utf-8")
+        content[CARD] = _name_repository(card, repo_id).encode()
+        return _commit(api, repo_id, "model", content, _OURS, message, revision, parent_commit)
+
+
+def push_dataset(
+    folder: str | os.PathLike,
+    repo_id: str,
+    private: bool | None = None,
+    revision: str | None = None,
+    parent_commit: str | None = None,
+    commit_message: str | None = None,
+    token: str | None = None,
+) -> CommitInfo:
+    """Push a data set folder in the Hub layout, exactly as it lies on disk, in one commit.
+
+    Args:
+        folder: Written by `write_dataset` or `seqrec data build`.
+        repo_id: See `push_recommender`, also for the other arguments.
+        private: Visibility of a new repository.
+        revision: Branch to push to.
+        parent_commit: Commit that the push must follow.
+        commit_message: First line of the commit's message.
+        token: Hub token.
+
+    Returns:
+        The commit; its `oid` pins this version in `load_recommendation_data(…, revision=oid)`.
+
+    Raises:
+        FileNotFoundError: The folder is no data set in the Hub layout. Otherwise as `push_recommender`.
+    """
+    folder = Path(folder)
+    parts = {pattern: sorted(folder.glob(pattern)) for pattern in (CARD, "items/*.parquet", "interactions/*.parquet")}
+    missing = [pattern for pattern, paths in parts.items() if not paths]
+    if missing:
+        raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}: build it with `seqrec data build` first.")
+    _refuse_tokens(folder, token)
+    content: dict[str, Path | bytes] = {
+        path.relative_to(folder).as_posix(): path for paths in parts.values() for path in paths
+    }
+    old = re.compile(r"(items|interactions)/.+")
+    with _clear_errors(repo_id):
+        api = _api(token)
+        repo_id = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True).repo_id
+        message = commit_message or f"Data set {repo_id.split('/')[-1]}"
+        return _commit(api, repo_id, "dataset", content, old, message, revision, parent_commit)
+
+
+def load_recommender(path_or_repo: str | os.PathLike, revision: str | None = None, token: str | None = None):
+    """Load model and processor with this library's own code.
+
+    Args:
+        path_or_repo: Folder or repository id.
+        revision: Branch, tag or commit.
+        token: Hub token for a private repository.
+
+    Returns:
+        `(model, processor)`, the model in evaluation mode.
+
+    Raises:
+        OSError: No such folder or repository, or a file is missing.
+    """
+    where = {"revision": revision, "token": token}
+    where = {name: value for name, value in where.items() if value is not None}
+    model = AutoModel.from_pretrained(path_or_repo, **where)
+    return model.eval(), AutoProcessor.from_pretrained(path_or_repo, **where)
+
+
+def missing_files(folder: str | os.PathLike) -> list[str]:
+    """Names of what a folder lacks to be a complete recommender; empty when it is one."""
+    folder = Path(folder)
+    missing = [name for name in _NEEDED if not (folder / name).is_file()]
+    return missing if any(folder.glob("*.safetensors")) else [*missing, "*.safetensors"]
+
+
+def _api(token: str | None) -> HfApi:
+    if token is None and get_token() is None:
+        raise PermissionError("pushing needs a Hub token: run `hf auth login`, set HF_TOKEN, or pass `token=`.")
+    return HfApi(token=token)
+
+
+def _commit(api, repo_id, repo_type, content, ours, message, revision, parent_commit) -> CommitInfo:
+    """One commit, unlike `upload_folder`, which may cut a large folder into several."""
+    branch = revision or "main"
+    if branch != "main":
+        api.create_branch(repo_id, repo_type=repo_type, branch=branch, exist_ok=True)
+    head = api.repo_info(repo_id, repo_type=repo_type, revision=branch).sha
+    stale = [
+        path
+        for path in api.list_repo_files(repo_id, repo_type=repo_type, revision=head)
+        if path not in content and ours.fullmatch(path)
+    ]
+    operations: list[Any] = [CommitOperationDelete(path_in_repo=path, is_folder=False) for path in stale]
+    operations += [
+        CommitOperationAdd(path_in_repo=path, path_or_fileobj=source if isinstance(source, bytes) else str(source))
+        for path, source in content.items()
+    ]
+    return api.create_commit(
+        repo_id,
+        operations,
+        repo_type=repo_type,
+        commit_message=message,
+        revision=branch,
+        parent_commit=parent_commit or head,
+    )
+
+
+@contextmanager
+def _clear_errors(repo_id: str) -> Iterator[None]:
+    try:
+        yield
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status == 412:
+            error.add_note(
+                f"{repo_id} changed since the commit this push builds on: look at the change, then push again."
+            )
+        elif status in (401, 403):
+            error.add_note(
+                f"The Hub token may not write to {repo_id}: check its name, or log in with `hf auth login`."
+            )
+        raise
+
+
+@contextmanager
+def _unchanged(model: Any) -> Iterator[None]:
+    """Saving notes the pipeline in the configuration and needs evaluation mode; the caller's model keeps neither."""
+    training, noted = model.training, getattr(model.config, "custom_pipelines", None)
+    try:
+        yield
+    finally:
+        model.train(training)
+        if noted is None:
+            vars(model.config).pop("custom_pipelines", None)
+        else:
+            model.config.custom_pipelines = noted
+
+
+def _check_together(model: Any, processor: Any, records: Sequence[EvaluationRecord]) -> None:
+    num_items, fingerprint = model.config.num_items, model.config.data_fingerprint
+    others = [("the processor", processor.num_items, processor.data_fingerprint)]
+    others += [(f"the record on {r.dataset}", r.num_items, r.dataset_fingerprint) for r in records]
+    for name, its_items, its_fingerprint in others:
+        if its_items != num_items:
+            raise ValueError(
+                f"the model has {num_items:,} items, {name} has {its_items:,}: they do not belong together."
+            )
+        if None not in (fingerprint, its_fingerprint) and fingerprint != its_fingerprint:
+            raise ValueError(
+                f"the model was made for the data set with fingerprint {fingerprint}, {name} belongs to {its_fingerprint}."
+            )
+    for name, weights in model.state_dict().items():
+        if torch.isnan(weights).any():
+            raise ValueError(
+                f"weight {name!r} holds NaN: the training diverged, and there is nothing to recommend with."
+            )
+
+
+def _load_record(path: str | os.PathLike) -> EvaluationRecord:
+    return EvaluationRecord.load(path, rows=False)
+
+
+def _save_record(record: EvaluationRecord, given: EvaluationRecord | str | os.PathLike, path: Path) -> None:
+    """Copy a record without its rows: they name people."""
+    path.parent.mkdir(exist_ok=True)
+    if not isinstance(given, EvaluationRecord):
+        shutil.copyfile(given, path)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        shutil.copyfile(record.save(Path(temporary) / path.name), path)
+
+
+def _slug(record: EvaluationRecord) -> str:
+    protocol = record.protocol
+    words = (record.dataset.split("/")[-1], protocol.split, protocol.part, protocol.candidates)
+    return re.sub(r"[^a-z0-9]+", "-", "-".join(words).lower()).strip("-")
+
+
+def _example_history(processor: Any) -> list[str]:
+    """Two items of the catalogue, by title where titles name exactly one item."""
+    named: list[str] = []
+    for item_id, title in zip(processor.item_ids, processor.titles, strict=True):
+        try:
+            processor.to_index([title])
+            named.append(title)
+        except (TypeError, KeyError, ValueError):  # no title, or one that several items share
+            named.append(item_id)
+        if len(named) == 2:
+            break
+    return named
+
+
+def _files(folder: Path) -> list[str]:
+    paths = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return [path for path in paths if path.endswith(_UPLOADED) and not _LEFT_OUT.search(path)]
+
+
+def _refuse_tokens(folder: Path, token: str | None = None) -> None:
+    own = {secret for secret in (token, get_token()) if secret and len(secret) >= 20}  # shorter ones are placeholders
+    for path in _files(folder):
+        if path.endswith((".safetensors", ".png")):
+            continue
+        text = (folder / path).read_text(encoding="utf-8")
+        # Item ids are the owner's strings and may look like anything; only the token in use is looked for there.
+        looks_like_one = None if path.endswith(".jsonl") else _TOKEN.search(text)
+        if looks_like_one or any(secret in text for secret in own):
+            raise ValueError(
+                f"{path} holds an access token: remove it, and revoke the token if the file was ever shared."
+            )
+
+
+def _name_repository(card: str, repo_id: str) -> str:
+    return re.sub(
+        r'(pipeline\("sequential-recommendation", model=)"[^"\n]*"', lambda found: found[1] + json.dumps(repo_id), card
+    )

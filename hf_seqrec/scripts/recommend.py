@@ -1,0 +1,70 @@
+"""Recommend items for a history of titles or item ids, with a saved recommender.
+
+Usage:
+    seqrec recommend outputs/sasrec-ml-100k --history "Toy Story (1995)" "Babe (1995)" --top-k 5
+    seqrec recommend user/sasrec-films --revision v1 --history 318 527 --by item_id --json
+"""
+
+import argparse
+import json
+
+
+def make_parser(
+    subparsers: argparse._SubParsersAction | None = None, prog: str | None = None
+) -> argparse.ArgumentParser:
+    """Build the command's parser, as part of `seqrec` or on its own."""
+    description = "Recommend items for a history of titles or item ids."
+    if subparsers is None:
+        parser = argparse.ArgumentParser(prog=prog, description=description)
+    else:
+        parser = subparsers.add_parser("recommend", help=description, description=description)
+    parser.add_argument("model", help="Folder or Hub repository of a recommender.")
+    parser.add_argument(
+        "--history", nargs="+", required=True, metavar="ITEM", help="Titles or item ids, the oldest first."
+    )
+    parser.add_argument("--top-k", "--top_k", type=int, default=10, help="Number of items to recommend (default: 10).")
+    parser.add_argument(
+        "--include-seen", "--include_seen", action="store_true", help="Items of the history may be recommended too."
+    )
+    parser.add_argument("--candidates", nargs="+", metavar="ITEM", help="Choose only from these titles or item ids.")
+    parser.add_argument("--by", choices=("item_id", "title"), help="What the names are, where both would fit.")
+    parser.add_argument("--revision", help="Branch, tag or commit of the repository.")
+    parser.add_argument("--json", action="store_true", help="Print JSON in place of a table.")
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    """Print the recommendations."""
+    from hf_seqrec.pipelines import pipeline
+
+    where = {} if args.revision is None else {"revision": args.revision}
+    recommend = pipeline(model=args.model, **where)
+    answer = recommend(
+        {"history": args.history},
+        top_k=args.top_k,
+        exclude_seen=not args.include_seen,
+        candidates=args.candidates,
+        by=args.by,
+    )
+    if args.json:
+        print(json.dumps(answer, ensure_ascii=False, indent=2))
+        return
+
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=f"after {len(args.history)} item(s)", title_justify="left")
+    table.add_column("rank", justify="right")
+    table.add_column("title")
+    table.add_column("item_id")
+    table.add_column("score", justify="right")
+    for row in answer:
+        # `Text` shows a title such as "[REC]" as it is; plain strings would be read as markup.
+        title = Text("–" if row["title"] is None else row["title"])
+        table.add_row(str(row["rank"]), title, Text(row["item_id"]), f"{row['score']:.3f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main(make_parser().parse_args())
