@@ -42,7 +42,9 @@ class ItemEncoder(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.fusion = config.fusion
-        self.feature_sizes = dict(config.item_features or {}) if config.fusion in ("concat", "add", "gate") else {}
+        # By name: a configuration's keys are sorted when it is saved, and the columns of z must be the same after loading.
+        features = sorted((config.item_features or {}).items())
+        self.feature_sizes = dict(features) if config.fusion in ("concat", "add", "gate") else {}
         hidden, side = config.hidden_size, sum(self.feature_sizes.values())
         self.id_embedding = nn.Embedding(config.num_items + 1, hidden, padding_idx=0)
         for name, size in self.feature_sizes.items():
