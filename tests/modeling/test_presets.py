@@ -56,9 +56,9 @@ def test_a_preset_is_the_callers_own_copy():
 
 
 def test_unknown_names_list_the_choices():
-    with pytest.raises(KeyError, match="no presets for the method 'sasrek'.*gru4rec.*sasrec"):
+    with pytest.raises(KeyError, match=r"no presets for the method 'sasrek'.*gru4rec.*sasrec"):
         load_preset("sasrek")
-    with pytest.raises(KeyError, match="sasrec has no preset 'papper'.*paper, paper-code, default"):
+    with pytest.raises(KeyError, match=r"sasrec has no preset 'papper'.*paper, paper-code, default"):
         load_preset("sasrec", "papper")
     with pytest.raises(KeyError, match="sasrek"):
         list_presets("sasrek")
