@@ -17,7 +17,7 @@ so that text tells something about taste.
 
 import os
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date
 
 import numpy as np
@@ -239,7 +239,7 @@ def build_demo_world(
         overwrite: Whether a folder that holds something is replaced.
 
     Returns:
-        The data as written, named "demo-world (simulated)". Loaded again, it has the name of its folder.
+        The data as written, named "demo-world (simulated)".
 
     Raises:
         FileExistsError: If `output_dir` holds something and `overwrite` is off.
@@ -270,8 +270,7 @@ def build_demo_world(
         simulated=True,
         tags=("demo",),
     )
-    data = write_dataset(output_dir, items, interactions, card, overwrite=overwrite)
-    return replace(data, name=NAME)
+    return write_dataset(output_dir, items, interactions, card, overwrite=overwrite)
 
 
 def demo_tables(seed: int = 0, num_items: int = 1000, num_users: int = 3000) -> tuple[pa.Table, pa.Table]:

@@ -97,7 +97,7 @@ def write_dataset(
         >>> card = DatasetDescription(title="Tiny", summary="One viewer, two films.", simulated=True)
         >>> data = write_dataset(pathlib.Path(tempfile.mkdtemp()) / "tiny", items, rows, card)
         >>> data.name, data.sequences[0].tolist()
-        ('tiny', [2, 1])
+        ('Tiny', [2, 1])
     """
     output_dir = Path(output_dir)
     check_writable_folder(output_dir, overwrite)
@@ -118,7 +118,7 @@ def write_dataset(
         data = load_recommendation_data(folder, min_interactions=min_interactions)
         data = replace(data, name=output_dir.resolve().name)
         (folder / "README.md").write_text(render_card(card, data), encoding="utf-8")
-    return data
+    return replace(data, name=card.title)
 
 
 def interaction_batches(

@@ -25,7 +25,7 @@ class RecommendationData:
     """A data set: what items there are, and what every user did.
 
     Attributes:
-        name: Folder name or Hub repository id.
+        name: The card's `pretty_name`, or the folder name or Hub repository id where there is no card.
         catalogue: The items with their texts.
         sequences: The interactions of all users, oldest first.
 
@@ -147,7 +147,21 @@ def load_recommendation_data(
     catalogue = Catalogue(items)
     interactions = _read_interactions(_files(folder, INTERACTIONS))
     sequences, _ = encode_interactions(interactions, catalogue.item_ids, duplicates, min_interactions)
-    return RecommendationData(name, catalogue, sequences)
+    return RecommendationData(_pretty_name(folder) or name, catalogue, sequences)
+
+
+def _pretty_name(folder: Path) -> str | None:
+    """The name that the card gives the data, so that a simulated world says so wherever it was copied to."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    parts = card.read_text(encoding="utf-8", errors="replace").split("---\n", 2)
+    if len(parts) < 3 or parts[0].strip():
+        return None
+    import yaml
+
+    header = yaml.safe_load(parts[1])
+    return header.get("pretty_name") if isinstance(header, dict) else None
 
 
 def _download(repo: str, revision: str | None, token: str | bool | None) -> Path:
@@ -160,6 +174,7 @@ def _download(repo: str, revision: str | None, token: str | bool | None) -> Path
     patterns = [
         pattern for table in (ITEMS, INTERACTIONS) for pattern in (f"{table}/train-*.parquet", f"{table}.parquet")
     ]
+    patterns.append("README.md")
     try:
         return Path(
             snapshot_download(repo, repo_type="dataset", revision=revision, token=token, allow_patterns=patterns)

@@ -76,7 +76,8 @@ def test_written_data_load_equal_from_either_layout(tmp_path, items, interaction
     assert_same(loaded.sequences, sequences)
     assert_same(plain.sequences, sequences)
     assert written.fingerprint == loaded.fingerprint == plain.fingerprint
-    assert written.name == loaded.name == "hub"
+    assert written.name == loaded.name == CARD.title
+    assert plain.name == "plain"
     files = sorted(str(file.relative_to(tmp_path / "hub")) for file in (tmp_path / "hub").rglob("*") if file.is_file())
     assert files == [
         "README.md",
