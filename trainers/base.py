@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from types import SimpleNamespace
 
 import torch
 from torch.utils.data import DataLoader
@@ -28,12 +26,6 @@ class SeqRecTrainingArguments(TrainingArguments):
         early_stopping_patience: Stop after this many evaluations without a better value; 0 never stops early.
         ranking_batch_size: Users scored at once in evaluation.
 
-    > Parameters that control the arithmetic
-
-    Args:
-        matmul_precision: `highest` is float32. `medium` lets matrix products of a CPU or GPU with such units use bfloat16
-            inputs with float32 sums while weights, softmax and loss stay float32; evaluation is always `highest`.
-
     Defaults that differ from `TrainingArguments`: `learning_rate=1e-3`, `per_device_train_batch_size=128`,
     `num_train_epochs=100`, evaluation, logging and checkpoints once per epoch, the best checkpoint (by `ndcg@10`) loaded at the
     end, one older checkpoint kept, `remove_unused_columns=False`, `report_to="none"`.
@@ -50,7 +42,6 @@ class SeqRecTrainingArguments(TrainingArguments):
     greater_is_better: bool | None = True
     save_total_limit: int | None = 1
     remove_unused_columns: bool = False
-    report_to: Any = "none"
     dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
 
     exclude_seen: bool = field(default=True, metadata={"help": "Items of the history cannot be recommended."})
@@ -59,28 +50,6 @@ class SeqRecTrainingArguments(TrainingArguments):
         default=10, metadata={"help": "Stop after this many evaluations without a better value; 0: never."}
     )
     ranking_batch_size: int = field(default=256, metadata={"help": "Users scored at once in evaluation."})
-    matmul_precision: str = field(
-        default="highest",
-        metadata={"help": "highest, high or medium: precision of float32 matrix products in training."},
-    )
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.matmul_precision not in ("highest", "high", "medium"):
-            raise ValueError(
-                f"`matmul_precision` must be 'highest', 'high' or 'medium', got {self.matmul_precision!r}."
-            )
-
-
-@contextlib.contextmanager
-def matmul_precision(name: str) -> Iterator[None]:
-    """Set the precision of float32 matrix products for a block and restore it afterwards."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(name)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 class _EpochCallback(TrainerCallback):
@@ -117,9 +86,16 @@ class SeqRecTrainer(Trainer):
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
 
     def train(self, *args, **kwargs):
-        """See `Trainer.train`; float32 matrix products run at `args.matmul_precision`."""
-        with matmul_precision(self.args.matmul_precision):
+        """See `Trainer.train`."""
+        processor = self.processing_class
+        if processor is None or hasattr(processor, "tokenizer"):
             return super().train(*args, **kwargs)
+        # `Trainer` takes the special tokens of every processor's tokenizer over into the model; ours has neither.
+        processor.tokenizer = SimpleNamespace(eos_token_id=None, bos_token_id=None, pad_token_id=None)
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            del processor.tokenizer
 
     def get_eval_dataloader(self, eval_dataset=None):
         """The evaluation set in a thin loader; ranking batches are made by the evaluator, by history length."""
@@ -161,8 +137,7 @@ class SeqRecTrainer(Trainer):
             batch_size=self.args.ranking_batch_size,
             accelerator=self.accelerator if self.args.world_size > 1 else None,
         )
-        with matmul_precision("highest"):
-            result = evaluator(model)
+        result = evaluator(model)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in result.metrics.items()}
         return EvalLoopOutput(
             predictions=result.ranks, label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset)
