@@ -246,7 +246,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_a_hub_repository_is_fetched_as_parquet_only_at_its_revision(tmp_path, items, interactions, monkeypatch):
+def test_a_hub_repository_is_fetched_as_parquet_and_card_at_its_revision(tmp_path, items, interactions, monkeypatch):
     import huggingface_hub
 
     write_dataset(tmp_path / "snapshot", items, interactions, CARD)
@@ -259,9 +259,9 @@ def test_a_hub_repository_is_fetched_as_parquet_only_at_its_revision(tmp_path, i
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     data = load_recommendation_data("someone/films", revision="abc", token="secret")
     ((repo, options),) = calls
-    assert (data.name, repo) == ("someone/films", "someone/films")
+    assert (data.name, repo) == (CARD.title, "someone/films")
     assert (options["repo_type"], options["revision"], options["token"]) == ("dataset", "abc", "secret")
-    assert all(pattern.endswith(".parquet") for pattern in options["allow_patterns"])
+    assert all(pattern.endswith((".parquet", "README.md")) for pattern in options["allow_patterns"])
 
 
 @pytest.mark.parametrize(
