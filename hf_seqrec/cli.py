@@ -48,10 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("seqrec: stopped.", file=sys.stderr)
         return 130
     except _USER_ERRORS as error:
-        if traceback:
+        # str() of a KeyError is the repr of its message; one word only is a missing key of the code, not a message.
+        message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+        if traceback or " " not in message:
             raise
-        # str() of a KeyError is the repr of its message.
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
         notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
         print(f"seqrec: error: {message}{notes}", file=sys.stderr)
         return 1
@@ -76,6 +76,10 @@ def _run(argv: list[str]) -> int:
         else:
             commands.add_parser(name, help=summary)
     args = parser.parse_args(argv)
+    if command not in ("data", "compare"):
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # of every file that is loaded or written
     return (module.main(args) if module else None) or 0
 
 

@@ -1,0 +1,102 @@
+"""What the scripts share: evaluating a model into a record, and showing the progress of training."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from transformers import ProgressCallback
+
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from hf_seqrec.data import Candidates, RecommendationData, Split
+    from hf_seqrec.evaluation import EvaluationRecord
+
+
+def evaluate_model(
+    model: Any,
+    data: "RecommendationData",
+    split: "Split",
+    part: str = "test",
+    exclude_seen: bool = True,
+    cutoffs: Sequence[int] = (5, 10, 20),
+    candidates: "Candidates | None" = None,
+    batch_size: int = 256,
+    name: str | None = None,
+    seed: int | None = None,
+    notes: Mapping[str, Any] | None = None,
+    progress: bool = False,
+    accelerator: "Accelerator | None" = None,
+) -> "EvaluationRecord":
+    """Ranks the targets of one part of a split and makes the record of it.
+
+    Args:
+        model: A recommender.
+        data: The data set.
+        split: A split of it.
+        part: `"validation"` or `"test"`.
+        exclude_seen: Items of the history cannot be recommended.
+        cutoffs: Cut-offs of the metrics.
+        candidates: Sampled candidates; None ranks the whole catalogue and adds coverage and popularity bias.
+        batch_size: Users scored at once.
+        name: Name in the record; by default that of the model's class.
+        seed: Seed the model was trained with.
+        notes: Free JSON values for the record.
+        progress: Whether to show a progress bar.
+        accelerator: Shares the users out over processes.
+
+    Returns:
+        The record, not yet written.
+    """
+    import numpy as np
+
+    from hf_seqrec.evaluation import EvaluationRecord, Protocol, RankingEvaluator
+
+    full = candidates is None
+    num_items = data.catalogue.num_items
+    evaluator = RankingEvaluator(
+        getattr(split, part),
+        num_items=num_items,
+        protocol=Protocol(
+            split=split.name,
+            part=part,
+            candidates="full" if candidates is None else f"sampled{candidates.num_negatives}",
+            exclude_seen=exclude_seen,
+            cutoffs=tuple(cutoffs),
+        ),
+        candidates=candidates,
+        batch_size=batch_size,
+        progress=progress,
+        beyond_accuracy=full,
+        item_popularity=np.bincount(split.train.item_index, minlength=num_items + 1) if full else None,
+        accelerator=accelerator,
+    )
+    return EvaluationRecord.from_result(
+        evaluator(model), data, model, name=name, seed=seed, candidates=candidates, notes=notes
+    )
+
+
+class EpochLines(ProgressCallback):
+    """A progress bar, and above it one short line per evaluation instead of a printed dictionary."""
+
+    def __init__(self):
+        super().__init__()
+        self.loss: float | None = None
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Remembers the loss; writes a line when the validation metric comes, or at once when there is none."""
+        if not state.is_world_process_zero or self.training_bar is None:
+            return
+        metric = f"eval_{(args.metric_for_best_model or 'ndcg@10').removeprefix('eval_')}"
+        self.loss = logs.get("loss", self.loss)
+        evaluates = args.eval_strategy != "no"
+        if (metric if evaluates else "loss") not in logs:
+            return
+        line = f"epoch {state.epoch:g}"
+        if self.loss is not None:
+            line += f"   loss {self.loss:.4f}"
+        if evaluates:
+            line += f"   validation {metric.removeprefix('eval_')} {logs[metric]:.4f}"
+            before = [entry[metric] for entry in state.log_history[:-1] if metric in entry]
+            line += "   best so far" if logs[metric] > max(before, default=-1.0) else ""
+        self.training_bar.write(line)

@@ -1,0 +1,440 @@
+# /// script
+# dependencies = ["hf-seqrec"]
+# ///
+"""Train a recommender, evaluate it on the test part with and without seen items, and save it with its processor.
+
+The preset gives the defaults, `--config file.yaml` overrides them, the command line overrides both; unknown keys fail.
+
+seqrec train sasrec --dataset data/ml-1m --output_dir out
+seqrec train sasrec --dataset data/ml-1m --output_dir out --preset paper --hidden_size 128 --seed 1
+seqrec train --config out/run.yaml --output_dir again
+seqrec train sasrec --dataset data/ml-1m --output_dir out --resume_from_checkpoint last
+seqrec train popularity --dataset data/ml-1m --output_dir floor
+accelerate launch --config_file multi_gpu.yaml -m hf_seqrec.scripts.train sasrec --dataset data/ml-1m --output_dir out
+"""
+
+import argparse
+import copy
+import difflib
+import inspect
+import re
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+@dataclass
+class ScriptArguments:
+    """What to train on what.
+
+    Args:
+        model: Name of the method, such as `sasrec`; the first word of the command line.
+        dataset: Folder or Hub repository of the data set.
+        dataset_revision: Branch, tag or commit of the repository.
+        split: How the interactions are divided.
+        preset: Named hyper-parameters of the method.
+        overwrite: Whether an output folder that holds something may be written to.
+    """
+
+    model: str = field(metadata={"help": "Name of the method; may be given as the first word without --model."})
+    dataset: str = field(metadata={"help": "Folder or Hub repository of the data set."})
+    dataset_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of the data set's repository."}
+    )
+    split: str = field(
+        default="leave_one_out", metadata={"help": "leave_one_out, user_ratio, temporal_ratio or global_time."}
+    )
+    preset: str = field(default="default", metadata={"help": "Named hyper-parameters: default, paper, paper-code."})
+    overwrite: bool = field(default=False, metadata={"help": "Write into an output folder that holds something."})
+
+
+def model_classes() -> dict[str, type]:
+    """Every recommender of the library by the name it has on the command line."""
+    import hf_seqrec.modeling as modeling
+
+    heads = [getattr(modeling, name) for name in modeling.__all__ if name.endswith("ForSequentialRecommendation")]
+    return {config_class(head).model_type.removeprefix("hf_seqrec_"): head for head in heads}
+
+
+def config_class(head: type) -> Any:
+    """The configuration class of a recommender."""
+    return typing.get_type_hints(head)["config"]
+
+
+def model_arguments(head: type) -> type:
+    """A dataclass with the hyper-parameters of a recommender: the fields of its configuration that a person chooses.
+
+    Args:
+        head: The recommender's class.
+
+    Returns:
+        The dataclass; types are those a command line can give, help texts come from the configuration's docstring.
+    """
+    from transformers import PreTrainedConfig
+
+    config = config_class(head)
+    # What follows from the data, and side vectors, which no file on the command line gives.
+    given = {"num_items", "data_fingerprint", "fusion", "item_features", "pad_token_id", "tie_word_embeddings"}
+    own = [
+        one
+        for one in fields(config)
+        if one.name not in given and one.name not in PreTrainedConfig.__dataclass_fields__
+    ]
+    helps = _documented_fields(config)
+    chosen = []
+    for one in own:
+        default = one.default if one.default is not MISSING else one.default_factory()  # type: ignore[misc]
+        how: dict[str, Any] = {"metadata": {"help": helps[one.name]}}
+        if isinstance(default, list | tuple):
+            how["default_factory"] = lambda default=default: list(default)
+        else:
+            how["default"] = default
+        chosen.append((one.name, _one_type(one.type), field(**how)))
+    return make_dataclass(config.__name__.replace("Config", "Arguments"), chosen)
+
+
+def _one_type(hint: Any) -> Any:
+    """The alternative of a union that a command line parses: float of `float | int`, list of `list | tuple`."""
+    if not isinstance(hint, types.UnionType) and typing.get_origin(hint) is not typing.Union:
+        return hint
+    options = typing.get_args(hint)
+    for wanted in (float, int, str):
+        if wanted in options:
+            return wanted | None if type(None) in options else wanted
+    return next(option for option in options if typing.get_origin(option) is list)
+
+
+def _documented_fields(config: type) -> dict[str, str]:
+    """Field -> its text in the `Args:` sections of a class and its parents."""
+    found: dict[str, str] = {}
+    for parent in reversed(config.__mro__):
+        for section in re.findall(r"^Args:\n((?:    .*\n|\n)+)", f"{inspect.getdoc(parent)}\n", re.MULTILINE):
+            for name, text in re.findall(r"^    (\w+): ((?:.*\n(?:     +.*\n)*))", section, re.MULTILINE):
+                found[name] = " ".join(text.split()).replace("%", "%%")
+    return found
+
+
+def make_parser(
+    subparsers: "argparse._SubParsersAction | None" = None, prog: str | None = None, model: str | None = None
+):
+    """Makes the parser.
+
+    Args:
+        subparsers: Where a command line tool collects its commands; None for a parser of its own.
+        prog: Name of the program in help texts.
+        model: Name of the method whose hyper-parameters are options too; None leaves them out.
+
+    Returns:
+        A `TrlParser` for `ScriptArguments`, `NextItemTrainingArguments` and the hyper-parameters of the model.
+
+    Raises:
+        ValueError: If no method has that name.
+    """
+    from trl import TrlParser
+
+    from hf_seqrec.trainers import NextItemTrainingArguments
+
+    kinds: list[Any] = [ScriptArguments, NextItemTrainingArguments]
+    heads = model_classes()
+    if model is not None:
+        if model not in heads:
+            near = difflib.get_close_matches(model.lower(), heads, n=1)
+            raise ValueError(
+                f"there is no method {model!r}{f', did you mean {near[0]!r}?' if near else ''} Choose one of "
+                f"{', '.join(heads)}."
+            )
+        kinds.append(model_arguments(heads[model]))
+    description = "Train a recommender, evaluate it, save it."
+    if subparsers is not None:
+        return subparsers.add_parser("train", help=description, dataclass_types=kinds)
+    return TrlParser(
+        kinds,
+        prog=prog,
+        usage=f"{prog or '%(prog)s'} METHOD --dataset FOLDER_OR_REPO --output_dir FOLDER [options]",
+        description=description,
+        epilog=f"METHOD is one of {', '.join(heads)}; `METHOD --help` shows its hyper-parameters too.",
+        allow_abbrev=False,
+    )
+
+
+def parse(argv: Sequence[str], prog: str | None = None) -> tuple[Any, Any, Any]:
+    """Reads preset, configuration file and command line, in rising order of precedence.
+
+    Args:
+        argv: The words of the command line, the method first.
+        prog: Name of the program in help texts.
+
+    Returns:
+        `(script_args, training_args, model_args)`.
+
+    Raises:
+        ValueError: If a key is unknown, naming the nearest one.
+        SystemExit: After `--help`, or if a value cannot be read.
+    """
+    from hf_seqrec.presets import load_preset
+
+    # TrlParser knows `--config FILE` only as two words.
+    argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+    if argv and not argv[0].startswith("-"):
+        argv = ["--model", *argv]
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("--model", "--preset", "--config"):
+        first.add_argument(name)
+    early, _ = first.parse_known_args(argv)
+    in_file = yaml.safe_load(Path(early.config).read_text(encoding="utf-8")) if early.config else {}
+    in_file = in_file if isinstance(in_file, dict) else {}  # TrlParser refuses anything else below
+    model = early.model or in_file.get("model")
+
+    parser = make_parser(prog=prog, model=model)
+    if model is not None:
+        preset = load_preset(model, early.preset or in_file.get("preset", "default"))
+        unknown = parser.set_defaults_with_config(**preset.model, **preset.training)
+        _refuse_unknown(parser, unknown, f"the preset {preset.name} of {model}")
+    *parsed, from_file, from_line = parser.parse_args_and_config(
+        argv, return_remaining_strings=True, separate_remaining_strings=True
+    )
+    _refuse_unknown(parser, from_file, early.config)
+    _refuse_unknown(parser, from_line, "the command line")
+    script_args, training_args, *model_args = parsed
+    return script_args, training_args, model_args[0]
+
+
+def _refuse_unknown(parser, words: list[str], where: str) -> None:
+    if not words:
+        return
+    known = [option for action in parser._actions for option in action.option_strings]
+    near = difflib.get_close_matches(words[0], known, n=1)
+    hint = f", did you mean {near[0]}?" if near else "; --help lists what there is."
+    raise ValueError(f"unknown argument {words[0]} in {where}{hint}")
+
+
+def main(script_args: ScriptArguments, training_args: Any, model_args: Any = None) -> None:
+    """Checks everything, then trains, evaluates and saves.
+
+    Args:
+        script_args: What to train on what.
+        training_args: `NextItemTrainingArguments`; `output_dir` receives model, processor, records and `run.yaml`.
+        model_args: Hyper-parameters of the model; by default those of its configuration.
+
+    Raises:
+        FileExistsError: If the output folder holds something and neither `overwrite` nor a resume was asked for.
+        ValueError: If the data set, the split or a hyper-parameter is wrong; nothing was written then.
+    """
+    from transformers import set_seed
+    from transformers.utils import logging
+
+    from hf_seqrec.data import load_recommendation_data
+    from hf_seqrec.data.files import atomic_path, check_writable_folder
+    from hf_seqrec.data.splits import make_split
+    from hf_seqrec.modeling.processing import SequentialRecommendationProcessor
+
+    # Everything that can be wrong is looked at before the first step of training.
+    heads = model_classes()
+    if script_args.model not in heads:
+        raise ValueError(f"there is no method {script_args.model!r}. Choose one of {', '.join(heads)}.")
+    head = heads[script_args.model]
+    output_dir = Path(training_args.output_dir)
+    resume = training_args.resume_from_checkpoint
+    resume = True if resume in ("last", "true", "True") else resume
+    try:
+        check_writable_folder(output_dir, overwrite=script_args.overwrite or bool(resume))
+    except FileExistsError as error:
+        raise FileExistsError(
+            f"{output_dir} is not empty: choose another --output_dir, go on with --resume_from_checkpoint last, or write into "
+            "it with --overwrite."
+        ) from error
+    data = load_recommendation_data(script_args.dataset, revision=script_args.dataset_revision)
+    split = make_split(script_args.split, data.sequences)
+    hyper_parameters = asdict(model_args) if model_args is not None else {}
+    num_items = data.catalogue.num_items
+    config = config_class(head)(num_items=num_items, data_fingerprint=data.fingerprint, **hyper_parameters)
+    if training_args.push_to_hub:
+        from huggingface_hub import whoami
+
+        whoami(token=training_args.hub_token)  # a missing or wrong token fails here, not after hours of training
+    processor = SequentialRecommendationProcessor.from_catalogue(data.catalogue, config.max_length, data.fingerprint)
+
+    is_main = training_args.process_index == 0
+    logging.disable_progress_bar()  # of every file that is written; training keeps its own
+    say = print if is_main else lambda *_: None
+    say(
+        f"{data.name}: {len(data.sequences):,} users, {num_items:,} items, {data.sequences.num_interactions:,} interactions; "
+        f"{split.name} gives {len(split.train):,} training sequences and {len(split.test):,} test rows"
+    )
+    begin = time.perf_counter()
+    notes: dict[str, Any] = {"preset": script_args.preset, "hyper_parameters": hyper_parameters}
+    if hasattr(head, "fit"):
+        model, trainer = head.fit(split.train, num_items, data_fingerprint=data.fingerprint, **hyper_parameters), None
+    else:
+        set_seed(training_args.seed)
+        model = head(config)
+        say(f"{head.__name__} with {model.num_parameters():,} parameters")
+        trainer = _make_trainer(model, training_args, split, processor)
+        trainer.train(resume_from_checkpoint=resume)
+        notes |= _what_training_did(trainer)
+    notes["training_seconds"] = round(time.perf_counter() - begin, 2)
+
+    if trainer is None and not is_main:
+        return
+    records = _evaluate(model, data, split, training_args, notes, trainer)
+    if is_main:
+        _save(model, processor, records, output_dir, script_args.dataset, training_args)
+        with atomic_path(output_dir / "run.yaml") as temporary:
+            temporary.write_text(_run_file(script_args, training_args, hyper_parameters), encoding="utf-8")
+        _report(records, script_args, output_dir, data)
+        if training_args.push_to_hub:
+            _push(output_dir, training_args)
+    if trainer is not None:
+        trainer.end()
+
+
+def _make_trainer(model, training_args, split, processor):
+    from transformers import PrinterCallback, ProgressCallback
+
+    from hf_seqrec.scripts.reporting import EpochLines
+    from hf_seqrec.trainers import NextItemTrainer
+
+    # The whole repository is pushed once, at the end, with card and metrics; not a checkpoint at every save.
+    training_args = copy.copy(training_args)
+    training_args.push_to_hub = False
+    trainer = NextItemTrainer(
+        model,
+        training_args,
+        train_dataset=split.train,
+        eval_dataset=split.validation if training_args.eval_strategy != "no" else None,
+        processing_class=processor,
+    )
+    trainer.split_name = split.name
+    if not training_args.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(EpochLines())
+    return trainer
+
+
+def _what_training_did(trainer) -> dict[str, Any]:
+    """Epochs, and the best validation value with its epoch, for the record."""
+    metric = f"eval_{(trainer.args.metric_for_best_model or 'ndcg@10').removeprefix('eval_')}"
+    values = [(entry[metric], entry["epoch"]) for entry in trainer.state.log_history if metric in entry]
+    did: dict[str, Any] = {"epochs": trainer.state.epoch, "steps": trainer.state.global_step}
+    if values:
+        best, epoch = max(values, key=lambda pair: pair[0])
+        did |= {"best_epoch": epoch, f"best_validation_{metric.removeprefix('eval_')}": best}
+    return did
+
+
+def _evaluate(model, data, split, training_args, notes, trainer) -> dict[str, Any]:
+    """Records of the test part, once without and once with the items of the history."""
+    from hf_seqrec.scripts.reporting import evaluate_model
+
+    several = trainer is not None and training_args.world_size > 1
+    return {
+        name: evaluate_model(
+            model,
+            data,
+            split,
+            exclude_seen=exclude_seen,
+            cutoffs=training_args.cutoffs,
+            batch_size=training_args.ranking_batch_size,
+            seed=training_args.seed if trainer is not None else None,
+            notes=notes,
+            accelerator=trainer.accelerator if several else None,
+        )
+        for name, exclude_seen in (("test", True), ("test-seen-allowed", False))
+    }
+
+
+def _save(model, processor, records: dict[str, Any], output_dir: Path, dataset: str, training_args) -> None:
+    """The complete recommender into the output folder, beside the checkpoints, and the records with their ranks."""
+    from hf_seqrec.hub import save_recommender
+
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output_dir, prefix=".saving-") as temporary:
+        complete = save_recommender(
+            Path(temporary) / output_dir.resolve().name,
+            model,
+            processor,
+            list(records.values()),
+            repo_id=training_args.hub_model_id,
+            dataset_id=None if Path(dataset).is_dir() else dataset,
+            training=training_args,
+        )
+        for path in complete.iterdir():
+            if path.is_dir():
+                shutil.rmtree(output_dir / path.name, ignore_errors=True)
+            path.replace(output_dir / path.name)
+    # The card's copies are without the ranks of single users, which comparisons need.
+    shutil.rmtree(output_dir / "records", ignore_errors=True)
+    for name, record in records.items():
+        record.save(output_dir / "records" / f"{name}.json")
+
+
+def _push(output_dir: Path, training_args) -> None:
+    from hf_seqrec.hub import push_folder
+
+    repo_id = training_args.hub_model_id or output_dir.resolve().name
+    commit = push_folder(
+        output_dir, repo_id, private=training_args.hub_private_repo, revision=training_args.hub_revision,
+        token=training_args.hub_token,
+    )  # fmt: skip
+    print(f"Pushed: {commit.commit_url}")
+
+
+def _run_file(script_args, training_args, hyper_parameters: dict[str, Any]) -> str:
+    """The run as a file for `--config`: everything that differs from the classes' defaults, and no secret."""
+    plain = type(training_args)(output_dir=training_args.output_dir).to_dict()
+    left_out = {"push_to_hub", "hub_token", "resume_from_checkpoint"}
+    training = {
+        key: value
+        for key, value in training_args.to_dict().items()
+        if key not in left_out and (value != plain[key] or key in ("output_dir", "seed"))
+    }
+    values = {key: value for key, value in asdict(script_args).items() if value is not None and key != "overwrite"}
+    header = "# This run again: seqrec train --config run.yaml --output_dir another-folder\n"
+    return header + yaml.safe_dump({**values, **hyper_parameters, **training}, sort_keys=False, allow_unicode=True)
+
+
+def _report(records: dict[str, Any], script_args, output_dir: Path, data) -> None:
+    from hf_seqrec.evaluation.tables import print_table
+
+    print()
+    print_table(records.values(), metrics=("ndcg@10", "hr@10", "mrr@10"))
+    ids, titles = (column[:2].to_pylist() for column in (data.catalogue.item_ids, data.catalogue.titles))
+    history = [_quoted(title or item_id) for item_id, title in zip(ids, titles, strict=True)]
+    print(f"Model, processor and records are in {output_dir}. Next:")
+    print(f"  seqrec recommend {output_dir} --history {' '.join(history)}")
+    print(f"  seqrec evaluate {output_dir} --dataset {script_args.dataset} --sampled 99")
+    print(f"  seqrec push {output_dir} USER/NAME")
+
+
+def _quoted(text: str) -> str:
+    """For a shell; in double quotes where these are enough, which an apostrophe survives."""
+    return shlex.quote(text) if set(text) & set('"$`\\!') else f'"{text}"'
+
+
+def run(argv: Sequence[str], prog: str | None = None) -> int:
+    """Parses and trains; what `seqrec train` and `python -m hf_seqrec.scripts.train` do.
+
+    Args:
+        argv: The words of the command line.
+        prog: Name of the program in help texts.
+
+    Returns:
+        Exit status.
+    """
+    main(*parse(argv, prog))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))
