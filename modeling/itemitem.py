@@ -79,7 +79,8 @@ class ItemItemForSequentialRecommendation(SequencePreTrainedModel):
         super().__init__(config)
         shape = config.num_items + 1, min(config.num_neighbours, config.num_items)
         self.neighbours = nn.Buffer(torch.zeros(shape, dtype=torch.long))
-        self.similarities = nn.Buffer(torch.zeros(shape))
+        # A parameter, not a buffer: `model.device` and `model.dtype` ask the parameters.
+        self.similarities = nn.Parameter(torch.zeros(shape), requires_grad=False)
         self.post_init()
 
     @torch.no_grad()
