@@ -47,6 +47,7 @@ def main() -> None:
         "benchmark": "data_build",
         "rows": args.rows,
         "rows_per_second": round(args.rows / measured["seconds"]),
+        "rows_per_cpu_second": round(args.rows / measured["cpu_seconds"]),
         **measured,
         "memory_limit_bytes": MEMORY_LIMIT_BYTES,
         "pyarrow": pa.__version__,
@@ -58,7 +59,7 @@ def main() -> None:
     args.record.write_text(json.dumps(record, indent=2) + "\n")
     print(
         f"{args.rows:,} rows in {measured['seconds']:.1f} s ({measured['cpu_seconds']:.1f} CPU s): "
-        f"{record['rows_per_second']:,} rows/s, peak memory {measured['peak_rss_bytes'] / 2**30:.2f} GiB"
+        f"{record['rows_per_second']:,} rows/s ({record['rows_per_cpu_second']:,} per CPU s), peak memory {measured['peak_rss_bytes'] / 2**30:.2f} GiB"
     )
     if measured["peak_rss_bytes"] > MEMORY_LIMIT_BYTES:
         raise SystemExit(f"more than {MEMORY_LIMIT_BYTES / 2**30:.0f} GiB")

@@ -295,7 +295,7 @@ def _describe(
     return DatasetDescription(
         title=converter.title,
         summary=summary,
-        source=f"{about.homepage}. {about.obtain}" if about.homepage else "",
+        source=f"{about.owner}: {about.homepage}" if about.homepage else "",
         terms=about.terms,
         license=about.license,
         license_name=about.license_name if about.license == "other" else "",
@@ -315,7 +315,8 @@ def _command(converter: Converter, filters: Filters) -> str:
     words = ["seqrec", "data", "build", converter.name]
     for one in converter.options():
         value = getattr(converter, one.name)
-        if value != one.default:
+        # Defaults are spelled out, since they may change.
+        if value not in (None, ""):
             words += ["--" + one.name.replace("_", "-"), str(value)]
     words += ["--user-core", str(filters.user_core), "--item-core", str(filters.item_core)]
     if filters.min_rating is not None:

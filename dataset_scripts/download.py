@@ -1,12 +1,15 @@
 """Fetching raw files from their owners, and unpacking archives without leaving the folder."""
 
+import gzip
 import hashlib
+import lzma
 import os
 import stat
 import tarfile
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -24,6 +27,8 @@ CHUNK_BYTES = 1 << 20
 TIMEOUT_SECONDS = 60
 # The largest archive known here (Yelp) unpacks to about 9 GB.
 UNPACK_LIMIT_BYTES = 32 << 30
+
+_BROKEN = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError)
 
 
 def download(url: str, target: Path, md5: str | None = None, md5_url: str | None = None) -> Path:
@@ -149,6 +154,8 @@ def unpack(
                 if PurePosixPath(name).name not in wanted:
                     continue
                 target = temporary / name
+                if target.exists():
+                    raise RawDataError(f"{archive} holds {name!r} twice: it is refused.")
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with opened() as source, target.open("xb") as file:
                     while chunk := source.read(CHUNK_BYTES):
@@ -158,7 +165,7 @@ def unpack(
                         file.write(chunk)
     except RawDataError:
         raise
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, RuntimeError, NotImplementedError) as error:
+    except (*_BROKEN, RuntimeError, NotImplementedError) as error:
         raise RawDataError(f"{archive} is damaged or no archive ({error}): delete it and fetch it again.") from error
 
 

@@ -5,13 +5,16 @@ seqrec data build movielens --edition 1m --raw-dir raw --output-dir data/ml-1m -
 seqrec data build amazon --edition 2023 --category Video_Games --raw-dir raw --output-dir data/games --download
 seqrec data build csv --interactions-file plays.csv --user-column who --item-column what --timestamp-column when \
     --items-file songs.csv --raw-dir . --output-dir data/plays --push-to-hub me/plays
+seqrec data check data/plays
 """
 
 import argparse
+import sys
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
+from hf_seqrec.data import RecommendationData, load_recommendation_data
 from hf_seqrec.dataset_scripts.base import Converter
 from hf_seqrec.dataset_scripts.building import Filters, build_dataset
 from hf_seqrec.dataset_scripts.registry import CONVERTERS, get_converter
@@ -27,13 +30,20 @@ def make_parser(subparsers: Any = None, prog: str | None = None) -> argparse.Arg
     Returns:
         The parser; what it parses goes into `main`.
     """
-    help_text = "build data sets in the Hub layout from raw files"
+    help_text = "build a data set from raw files, check one, or push one to the Hub"
     if subparsers is None:
         parser = argparse.ArgumentParser(prog=prog or "seqrec data", description=help_text)
     else:
         parser = subparsers.add_parser("data", help=help_text, description=help_text)
-    actions = parser.add_subparsers(dest="data_action", required=True, metavar="{list,build}")
+    actions = parser.add_subparsers(dest="data_action", required=True, metavar="{list,build,check,push}")
     actions.add_parser("list", help="name the data sets that can be built, with their owners' terms")
+    check = actions.add_parser("check", help="load a data set, check every rule and print its counts")
+    check.add_argument("path_or_repo", help="folder, or owner/name on the Hub")
+    check.add_argument("--revision", default=None, help="branch, tag or commit of the Hub repository")
+    push = actions.add_parser("push", help="upload a data set folder as it lies on disk")
+    push.add_argument("folder", type=Path, help="in the Hub layout, as `build` writes it")
+    push.add_argument("repo_id", metavar="repo", help="repository, owner/name; made when missing")
+    push.add_argument("--private", action=argparse.BooleanOptionalAction, default=None, help="visibility of a new one")
     build = actions.add_parser("build", help="build one data set")
     names = build.add_subparsers(dest="converter", required=True, metavar="name")
     for converter in CONVERTERS.values():
@@ -86,64 +96,56 @@ def main(args: argparse.Namespace) -> None:
         args: What `make_parser` parsed.
 
     Raises:
-        SystemExit: With one line that says what is wrong and how to repair it.
+        ValueError: If raw files, options or the data set are broken; the message says how to repair it.
+        OSError: If a file is missing, or a server cannot be reached.
     """
     if args.data_action == "list":
         _list()
-        return
-    try:
-        converter_class = get_converter(args.converter)
-        converter = converter_class(**{one.name: getattr(args, one.name) for one in converter_class.options()})
-        data = build_dataset(
-            converter,
-            args.raw_dir,
-            args.output_dir,
-            Filters(user_core=args.user_core, item_core=args.item_core, min_rating=args.min_rating),
-            download=args.download,
-            with_titles=not args.without_titles,
-            all_items=args.all_items,
-            strict=args.strict,
-            overwrite=args.overwrite,
-        )
-    except (ValueError, TypeError, OSError) as error:
-        raise SystemExit(f"seqrec data build: {error}") from error
+    elif args.data_action == "check":
+        _print_statistics(load_recommendation_data(args.path_or_repo, revision=args.revision))
+    elif args.data_action == "push":
+        _push(args.folder, args.repo_id, args.private)
+    else:
+        _build(args)
+
+
+def _build(args: argparse.Namespace) -> None:
+    converter_class = get_converter(args.converter)
+    converter = converter_class(**{one.name: getattr(args, one.name) for one in converter_class.options()})
+    data = build_dataset(
+        converter,
+        args.raw_dir,
+        args.output_dir,
+        Filters(user_core=args.user_core, item_core=args.item_core, min_rating=args.min_rating),
+        download=args.download,
+        with_titles=not args.without_titles,
+        all_items=args.all_items,
+        strict=args.strict,
+        overwrite=args.overwrite,
+    )
+    _print_statistics(data)
+    print(f"written to {args.output_dir}")
+    if args.push_to_hub is not None:
+        about = converter.about
+        private = not about.redistribution if args.private is None else args.private
+        if not private and not about.redistribution:
+            print(
+                f"warning: {args.push_to_hub} will be public, but the owner's terms are: {about.terms}",
+                file=sys.stderr,
+            )
+        _push(args.output_dir, args.push_to_hub, private)
+
+
+def _push(folder: Path, repo_id: str, private: bool | None) -> None:
+    from hf_seqrec.hub import push_dataset
+
+    print(f"pushed to {push_dataset(folder, repo_id, private).commit_url}")
+
+
+def _print_statistics(data: RecommendationData) -> None:
     print(data)
     for name, value in data.statistics().items():
         print(f"  {name.replace('_', ' ')}: {f'{value:,}' if isinstance(value, int) else f'{value:.4g}'}")
-    print(f"written to {args.output_dir}")
-    if args.push_to_hub is not None:
-        private = not converter.about.redistribution if args.private is None else args.private
-        if not private and not converter.about.redistribution:
-            print(f"warning: {args.push_to_hub} will be public, but the owner's terms are: {converter.about.terms}")
-        print(f"pushed to {push_folder(args.output_dir, args.push_to_hub, private)}")
-
-
-def push_folder(folder: Path, repo_id: str, private: bool | None = None, token: str | None = None) -> str:
-    """Uploads a data set folder, exactly as it lies on disk.
-
-    Args:
-        folder: In the Hub layout.
-        repo_id: `owner/name`; made when missing.
-        private: Visibility of a new repository; None for the owner's default.
-        token: Hub token, by default the one stored by `hf auth login`.
-
-    Returns:
-        Address of the commit.
-
-    Raises:
-        FileNotFoundError: If the folder is no data set.
-        huggingface_hub.errors.HfHubHTTPError: If the Hub refuses.
-    """
-    from huggingface_hub import HfApi
-
-    if not (folder / "README.md").is_file():
-        raise FileNotFoundError(f"{folder} has no README.md: build it with `seqrec data build` first.")
-    api = HfApi(token=token)
-    repo = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-    commit = api.upload_folder(
-        folder_path=folder, repo_id=repo.repo_id, repo_type="dataset", commit_message=f"Data set {folder.name}"
-    )
-    return commit.commit_url
 
 
 def _list() -> None:

@@ -117,7 +117,10 @@ def test_card_tells_counts_ties_titles_terms_and_checksums(tmp_path):
         digest = hashlib.sha256((tmp_path / file).read_bytes()).hexdigest()
         assert f"Raw file `{file}`: {(tmp_path / file).stat().st_size} bytes, sha256 `{digest}`." in card
     assert PLAYS.about.terms in card
-    assert "seqrec data build csv --interactions-file plays.csv --timestamp-column time" in card
+    assert (
+        "seqrec data build csv --interactions-file plays.csv --user-column user_id --item-column item_id --timestamp-column time"
+        in card
+    )
 
 
 def test_datasets_reads_the_written_folder_by_its_card(tmp_path):

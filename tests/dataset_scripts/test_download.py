@@ -249,11 +249,21 @@ def test_a_cut_archive_is_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_changed_byte_inside_an_archive_is_noticed(tmp_path):
+def test_an_archive_with_one_name_twice_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        archive.writestr("data.csv", b"user_id,item_id\n" * 100)
+        archive.writestr("data.csv", "first")
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr("data.csv", "second")
+    with pytest.raises(RawDataError, match=r"holds 'data\.csv' twice"):
+        unpack(tmp_path / "a.zip", tmp_path / "out", {"data.csv"})
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_changed_bytes_inside_an_archive_are_noticed(tmp_path, compression):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", compression) as archive:
+        archive.writestr("data.csv", "".join(f"{i},{i * i}\n" for i in range(500)))
     broken = bytearray((tmp_path / "a.zip").read_bytes())
-    broken[200] ^= 1
+    broken[200:220] = b"x" * 20
     (tmp_path / "a.zip").write_bytes(broken)
     with pytest.raises(RawDataError, match="damaged"):
         unpack(tmp_path / "a.zip", tmp_path / "out", {"data.csv"})
