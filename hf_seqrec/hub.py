@@ -160,8 +160,9 @@ def push_recommender(
         The commit; its `oid` pins this version in `from_pretrained(…, revision=oid)`.
 
     Raises:
-        PermissionError: No token. ValueError: see `save_recommender`. huggingface_hub.errors.HfHubHTTPError: the Hub refused, also
-            when the branch changed since `parent_commit`; the repository is then what it was before.
+        PermissionError: No token. ValueError: see `save_recommender`. ConnectionError: the network failed; pushing again completes.
+            huggingface_hub.errors.HfHubHTTPError: the Hub refused, also when the branch changed since `parent_commit`; the
+            repository is then what it was before.
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = save_recommender(
@@ -339,6 +340,14 @@ def _clear_errors(repo_id: str) -> Iterator[None]:
             error.add_note(
                 f"The Hub token may not write to {repo_id}: check its name, or log in with `hf auth login`."
             )
+        raise
+    except Exception as error:
+        # The client's HTTP library goes by another name in each of its major releases.
+        if any(type(cause).__module__.startswith("httpx") for cause in (error, error.__cause__)):
+            raise ConnectionError(
+                f"the push to {repo_id} was interrupted ({error}). The repository holds the old version or the new one, never "
+                "a mixture: push again, what has arrived is not sent twice."
+            ) from error
         raise
 
 
