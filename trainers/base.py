@@ -142,3 +142,53 @@ class SeqRecTrainer(Trainer):
         return EvalLoopOutput(
             predictions=result.ranks, label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset)
         )
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs,
+    ):
+        """Push model, processor, code and card as one commit to `args.hub_model_id`, see [`~hf_seqrec.hub.push_recommender`].
+
+        Args:
+            commit_message: First line of the commit's message.
+            blocking: Must be True; the push is one checked commit.
+            token: Hub token; `args.hub_token` or the stored login when not given.
+            revision: Branch; `main` when not given.
+            private: Visibility of a new repository; `args.hub_private_repo` when not given.
+            kwargs: Further arguments of `push_recommender`, such as `records` and `dataset_id`.
+
+        Returns:
+            The commit on the main process, None on others.
+
+        Raises:
+            ValueError: No `processing_class`, without which titles cannot be mapped to items, or `blocking=False`.
+        """
+        from hf_seqrec.hub import push_recommender  # above this layer; only a push needs it
+
+        if self.processing_class is None:
+            raise ValueError(
+                "pushing needs the processor that travels with the model: pass `processing_class=` to the trainer, for "
+                "example `SequentialRecommendationProcessor.from_catalogue(data.catalogue, max_length)`."
+            )
+        if not blocking:
+            raise ValueError(
+                "`blocking=False` is not supported: the push is one commit that is checked before it is made."
+            )
+        if not self.is_world_process_zero():
+            return None
+        return push_recommender(
+            self.accelerator.unwrap_model(self.model),
+            self.processing_class,
+            self.args.hub_model_id or Path(self.args.output_dir).name,
+            training=self.args,
+            private=self.args.hub_private_repo if private is None else private,
+            revision=revision,
+            commit_message=commit_message,
+            token=token or self.args.hub_token,
+            **kwargs,
+        )
