@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from hf_seqrec.modeling.losses import LOSSES, make_loss
 
 from hf_seqrec.data import Sequences
+from hf_seqrec.modeling.losses import LOSSES, make_loss
 
 from .base import SeqRecTrainer, SeqRecTrainingArguments
 from .data import (
