@@ -3,12 +3,17 @@
 import copy
 import json
 import logging
+import shutil
+import sys
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import save_file
 from torch.nn.functional import pad
 from transformers import AutoConfig, AutoModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from hf_seqrec.modeling import (
     BERT4RecConfig,
@@ -512,3 +517,121 @@ def test_with_its_enhancement_off_a_model_equals_its_backbone(name, fusion):
     torch.testing.assert_close(enhanced.score(INPUTS), backbone.score(INPUTS))
     inputs, labels = training_batch(backbone)
     torch.testing.assert_close(enhanced(inputs, labels=labels).loss, backbone(inputs, labels=labels).loss)
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "bert4rec"])
+def test_the_user_embedding_is_the_projected_state_of_the_last_item(name):
+    # Requests take a shorter way (last query only) than training; BERT4Rec's request has an own test, it adds a mask.
+    model = build(name, initializer_range=0.5)
+    states = model.model(INPUTS).last_hidden_state[:, -1]
+    torch.testing.assert_close(model(INPUTS).user_embeddings, model.project_states(states))
+
+
+# --- code that travels ---
+
+
+@pytest.fixture
+def no_registered_classes():
+    """The Auto classes as they are where this package is not installed."""
+    kept = dict(CONFIG_MAPPING._extra_content), dict(MODEL_MAPPING._extra_content)
+    for mapping in (CONFIG_MAPPING, MODEL_MAPPING):
+        mapping._extra_content.clear()
+    yield
+    for mapping, content in zip((CONFIG_MAPPING, MODEL_MAPPING), kept, strict=True):
+        mapping._extra_content.clear()
+        mapping._extra_content.update(content)
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if "-" not in name])
+def test_a_model_loads_from_the_code_in_its_folder(name, tmp_path, no_registered_classes):
+    model = build(name)
+    model.save_pretrained(tmp_path)
+    auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
+    assert set(auto_map) == {"AutoConfig", "AutoModel"}
+    for reference in auto_map.values():
+        assert (tmp_path / f"{reference.split('.')[0]}.py").is_file()
+    with pytest.raises(ValueError, match=r"model type|trust_remote_code"):
+        AutoConfig.from_pretrained(tmp_path, trust_remote_code=False)
+    loaded = AutoModel.from_pretrained(tmp_path, trust_remote_code=True)
+    assert type(loaded).__module__.startswith("transformers_modules.")
+    assert type(loaded) is not type(model)
+    assert torch.equal(loaded.score(INPUTS), model.score(INPUTS))
+    # Nothing of the installed package is behind it.
+    folder = type(loaded).__module__.rsplit(".", 1)[0]
+    assert f"{folder}.base" in sys.modules
+    assert type(loaded).__mro__[1].__module__.startswith("transformers_modules.")
+
+
+def test_with_the_package_installed_its_own_code_wins(tmp_path):
+    model = build("sasrec")
+    model.save_pretrained(tmp_path)
+    assert type(AutoModel.from_pretrained(tmp_path, trust_remote_code=True)) is type(model)
+
+
+# --- many devices, compilation ---
+
+
+@pytest.fixture
+def one_process_group(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def sgd_steps(model, steps=2):
+    inputs, labels = training_batch(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    losses = []
+    for _ in range(steps):
+        loss = model(inputs, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("name", CHECKPOINTED)
+def test_sharded_training_equals_plain_training(name, one_process_group):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
+
+    plain = build(name, initializer_range=0.3, hidden_dropout_prob=0.0).train()
+    sharded = copy.deepcopy(plain)
+    mesh = init_device_mesh("cpu", (1,))
+    blocks = [module for module in sharded.modules() if type(module).__name__ in sharded._no_split_modules]
+    assert len(blocks) == 2
+    for module in [*blocks, sharded]:
+        fully_shard(module, mesh=mesh)
+    assert all(isinstance(parameter, DTensor) for parameter in sharded.parameters())
+    before = [parameter.detach().clone() for parameter in plain.parameters()]
+    assert sgd_steps(sharded) == pytest.approx(sgd_steps(plain), rel=1e-6)
+    for (key, p), q, start in zip(plain.named_parameters(), sharded.parameters(), before, strict=True):
+        torch.testing.assert_close(q.full_tensor(), p, msg=key)
+        assert not torch.equal(p, start), key
+
+
+@pytest.mark.parametrize("name", CHECKPOINTED)
+def test_states_are_captured_in_one_graph(name):
+    torch.compiler.reset()
+    model = build(name)
+    captured = torch.compile(model.model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(captured(INPUTS).last_hidden_state, model.model(INPUTS).last_hidden_state)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_compiled_model_gives_the_same_loss_and_gradients():
+    torch.compiler.reset()
+    model = build("sasrec", num_hidden_layers=1, hidden_dropout_prob=0.0)
+    inputs, labels = training_batch(model)
+    loss = torch.compile(model)(inputs, labels=labels).loss
+    loss.backward()
+    gradients = {key: parameter.grad.clone() for key, parameter in model.named_parameters()}
+    model.zero_grad()
+    expected = model(inputs, labels=labels).loss
+    expected.backward()
+    torch.testing.assert_close(loss, expected)
+    for key, parameter in model.named_parameters():
+        torch.testing.assert_close(gradients[key], parameter.grad, msg=key)
