@@ -18,6 +18,8 @@ def make_parser(
         parser = argparse.ArgumentParser(prog=prog, description=description)
     else:
         parser = subparsers.add_parser("recommend", help=description, description=description)
+    # The generated line would put the model last, where `--history` would swallow it.
+    parser.usage = "%(prog)s model --history ITEM [ITEM ...] [options]"
     parser.add_argument("model", help="Folder or Hub repository of a recommender.")
     parser.add_argument(
         "--history", nargs="+", required=True, metavar="ITEM", help="Titles or item ids, the oldest first."

@@ -137,6 +137,20 @@ def test_push_and_pull_give_the_same_recommendations(hub, repo_id, model, proces
     assert remote(HISTORY) == expected
 
 
+def test_push_to_hub_of_transformers_works_for_each_part(repo_id, model, processor):
+    model.push_to_hub(repo_id)
+    processor.push_to_hub(repo_id)
+    loaded, its_processor = load_recommender(repo_id)
+    assert torch.equal(scores(loaded, its_processor), scores(model, processor))
+
+
+def test_pipeline_pushes_everything_that_it_needs(repo_id, model, processor):
+    recommend = pipeline(model=model, processor=processor)
+    recommend.push_to_hub(repo_id)
+    elsewhere = transformers.pipeline("sequential-recommendation", model=repo_id, trust_remote_code=True)
+    assert elsewhere(HISTORY) == recommend(HISTORY)
+
+
 def test_one_push_is_one_commit(hub, repo_id, model, processor, record):
     push_recommender(model, processor, repo_id, [record], dataset_id="tester/films")
     assert len(hub.repository(repo_id).commits) == 2  # the empty repository's and ours
@@ -318,6 +332,20 @@ def test_card_says_what_was_measured_on_what_and_how(hub, repo_id, model, proces
         assert text in card.text
     assert "More information needed" not in card.text
     assert "None" not in card.text
+
+
+def test_every_method_names_its_paper():
+    import hf_seqrec.modeling as modeling
+    from hf_seqrec.cards.citations import METHODS
+
+    types = {
+        config.model_type
+        for config in vars(modeling).values()
+        if isinstance(config, type) and issubclass(config, modeling.SequentialRecommenderConfig) and config.model_type
+    }
+    assert len(types) >= 9
+    assert types <= set(METHODS)
+    assert {name for name in types if not METHODS[name].citation} == {"hf_seqrec_popularity"}
 
 
 def test_card_without_evaluation_or_data_set_says_so(tmp_path, model, processor):
