@@ -37,7 +37,6 @@ class EvaluationResult:
         ranks: (num_rows,) float32, 0-based, ties averaged.
         evaluation_set: The rows that were evaluated.
         num_items: Size of the catalogue.
-        num_ranked: (num_rows,) allowed items of each row, the target included; what `floor` is computed from.
         targets_seen: Number of rows whose target is in their own history; with `exclude_seen` these are misses.
         seconds: Wall time of the evaluation.
         users_per_second: Rows per second of wall time.
@@ -49,7 +48,6 @@ class EvaluationResult:
     ranks: NDArray[np.float32]
     evaluation_set: EvaluationSet
     num_items: int
-    num_ranked: NDArray[np.int64]
     targets_seen: int
     seconds: float
     users_per_second: float
@@ -60,6 +58,19 @@ class EvaluationResult:
         """Bootstrap 95 % interval of every ranking metric, resampling users, `{"ndcg@10": (low, high)}`."""
         scores = ranking_scores(self.ranks, self.protocol.cutoffs, suffix=self.protocol.suffix)
         return bootstrap_intervals(scores, self.evaluation_set.user)
+
+    @cached_property
+    def num_ranked(self) -> NDArray[np.int64]:
+        """(num_rows,) number of items each row's target was ranked among, itself included."""
+        if self.protocol.num_negatives is not None:
+            return np.full(len(self.ranks), 1 + self.protocol.num_negatives)
+        counts = np.full(len(self.ranks), self.num_items)
+        if self.protocol.exclude_seen:
+            for rows in self.evaluation_set.chunks():
+                pairs = _sorted_pairs(self.evaluation_set, rows, self.num_items)
+                counts[rows] -= np.bincount(pairs // (self.num_items + 1), minlength=rows.stop - rows.start)
+            counts += self.evaluation_set.repeats_history
+        return counts
 
     @cached_property
     def floor(self) -> dict[str, float]:
@@ -73,6 +84,14 @@ class EvaluationResult:
             interval = "" if low is None else f"  [{low:.4f}, {high:.4f}]  random {self.floor[name]:.4f}"
             lines.append(f"{name:<24}{value:.4f}{interval}")
         return "\n".join(lines)
+
+
+def _sorted_pairs(evaluation_set: EvaluationSet, rows: slice, num_items: int) -> NDArray[np.int64]:
+    """The distinct items in the histories of `rows`, as sorted numbers `(row - rows.start) * (num_items + 1) + item_index`."""
+    start, stop = evaluation_set.start[rows], evaluation_set.stop[rows]
+    row = np.repeat(np.arange(rows.stop - rows.start), stop - start)
+    pairs = np.sort(row * (num_items + 1) + evaluation_set.item_index[flat_positions(start, stop)])
+    return pairs[np.append(True, pairs[1:] != pairs[:-1])]  # many times faster than `np.unique`
 
 
 def bootstrap_intervals(
@@ -197,7 +216,6 @@ class RankingEvaluator:
         self._target = evaluation_set.target.astype(np.int64)
         self._check_rows()
         self._target_seen = evaluation_set.repeats_history
-        self._num_ranked = self._count_ranked()
         self._candidates = self._check_candidates(candidates)
         if beyond_accuracy and self._candidates is not None:
             raise ValueError("`beyond_accuracy` describes lists from the whole catalogue; use candidates='full'.")
@@ -234,7 +252,6 @@ class RankingEvaluator:
             ranks=ranks,
             evaluation_set=self.evaluation_set,
             num_items=self.num_items,
-            num_ranked=self._num_ranked,
             targets_seen=int(self._target_seen.sum()),
             seconds=seconds,
             users_per_second=len(ranks) / seconds,
@@ -249,21 +266,9 @@ class RankingEvaluator:
         self._refuse_rows(self._stop == self._start, "the history is empty; leave such rows out")
         wrong = (self._target < 1) | (self._target > self.num_items)
         self._refuse_rows(wrong, f"the target lies outside item_index 1 … {self.num_items}")
-        for rows in self.evaluation_set.chunks():
-            items, row = self._histories(np.arange(rows.start, rows.stop))
-            wrong[rows.start + row[(items < 1) | (items > self.num_items)]] = True
-        self._refuse_rows(wrong, f"the history lies outside item_index 1 … {self.num_items}")
-
-    def _count_ranked(self) -> NDArray[np.int64]:
-        """Number of items each row may rank, its target always among them."""
-        num_ranked = np.full(len(self._target), self.num_items, dtype=np.int64)
-        if self.protocol.exclude_seen:
-            for rows in self.evaluation_set.chunks():
-                items, row = self._histories(np.arange(rows.start, rows.stop))
-                distinct = np.unique(row * (self.num_items + 1) + items) // (self.num_items + 1)
-                num_ranked[rows] -= np.bincount(distinct, minlength=rows.stop - rows.start)
-            num_ranked += self._target_seen
-        return num_ranked
+        lowest, highest = self._items.min(), self._items.max()
+        if lowest < 1 or highest > self.num_items:
+            raise ValueError(f"Histories must hold item_index 1 … {self.num_items}, got {lowest} … {highest}.")
 
     def _check_candidates(self, candidates: Candidates | ArrayLike | None) -> NDArray[np.int64] | None:
         wanted = self.protocol.num_negatives
@@ -293,12 +298,12 @@ class RankingEvaluator:
         if self.protocol.exclude_seen:
             hit = np.zeros(len(table), dtype=bool)
             for rows in self.evaluation_set.chunks():
-                items, row = self._histories(np.arange(rows.start, rows.stop))
-                local = np.arange(rows.stop - rows.start)[:, None] * (self.num_items + 1)
-                hit[rows] = np.isin(local + table[rows, 1:], row * (self.num_items + 1) + items).any(axis=1)
+                history = _sorted_pairs(self.evaluation_set, rows, self.num_items)
+                negatives = np.arange(rows.stop - rows.start)[:, None] * (self.num_items + 1) + table[rows, 1:]
+                both = np.sort(np.concatenate([history, negatives.ravel()]))
+                hit[rows.start + both[1:][both[1:] == both[:-1]] // (self.num_items + 1)] = True
             self._refuse_rows(hit, "negative `candidates` hit the history, which `exclude_seen` forbids")
         self._num_places = 1 + wanted
-        self._num_ranked = np.full(len(table), 1 + wanted, dtype=np.int64)
         return table
 
     def _refuse_rows(self, wrong: NDArray[np.bool_], why: str) -> None:
@@ -499,7 +504,8 @@ class _DotProduct:
         width = max(1, self.limit // self.table.shape[1])  # as much memory as a chunk of scores
         scores = users.new_empty(candidates.shape)
         for begin in range(0, num_candidates, width):
-            items = self.table[candidates[:, begin : begin + width]].float()
+            block = candidates[:, begin : begin + width]
+            items = self.table.index_select(0, block.flatten()).view(*block.shape, -1).float()
             # A sum of products, not `einsum`: it rounds alike in every column, so equal items tie.
             scores[:, begin : begin + width] = items.mul_(users[:, None]).sum(-1)
         if self.bias is not None:

@@ -331,7 +331,7 @@ def _with(array, position, value):
         ),
         (_broken(target=lambda a: _with(a, 6, 61)), {}, r"Row 6 \(user 'u106'\): the target lies outside .* 1 … 60"),
         (_broken(target=lambda a: _with(a, 6, 0)), {}, "Row 6"),
-        (_foreign_history(), {}, r"Row 4 \(user 'u104'\): the history lies outside item_index 1 … 60 \(1 rows"),
+        (_foreign_history(), {}, "Histories must hold item_index 1 … 60, got 1 … 61"),
         (make_rows().subset(np.zeros(37, bool)), {}, "no row"),
         (make_rows(), {"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
         (make_rows(), {"num_items": 2**23}, "`num_items`"),
