@@ -30,8 +30,8 @@ from hf_seqrec.pipelines import SequentialRecommendationPipeline
 CARD, PIPELINE_CODE = "README.md", "pipelines.py"
 _NEEDED = ("config.json", "processor_config.json", processing.ITEMS_NAME, PIPELINE_CODE, CARD)
 
-# What a recommender consists of; checkpoints, optimizer states and pickled arguments of a training run stay at home.
-_UPLOADED = (".jinja", ".json", ".jsonl", ".md", ".model", ".png", ".py", ".safetensors", ".svg", ".txt", ".yaml")
+# What a recommender consists of; checkpoints, optimizer states and arguments (with local paths) of a training run stay at home.
+_UPLOADED = (".jinja", ".json", ".jsonl", ".md", ".model", ".png", ".py", ".safetensors", ".svg", ".txt")
 _LEFT_OUT = re.compile(
     r"(^|/)(\.(?!eval_results/)|checkpoint-\d|runs/|__pycache__/)|\.ranks\.parquet$|trainer_state\.json$"
 )
@@ -421,7 +421,11 @@ def _example_history(processor: Any) -> list[str]:
 
 def _files(folder: Path) -> list[str]:
     paths = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return [path for path in paths if path.endswith(_UPLOADED) and not _LEFT_OUT.search(path)]
+    return [
+        path
+        for path in paths
+        if path.startswith(".eval_results/") or (path.endswith(_UPLOADED) and not _LEFT_OUT.search(path))
+    ]
 
 
 def _refuse_tokens(folder: Path, token: str | None = None) -> None:

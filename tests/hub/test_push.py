@@ -276,7 +276,7 @@ def test_incomplete_folder_is_refused_and_names_what_is_missing(hub, repo_id, tm
 
 def test_leftovers_of_training_and_tokens_never_go_up(hub, repo_id, tmp_path, model, processor, record):
     folder = save_recommender(tmp_path / "films", model, processor, [record])
-    for name in ("training_args.bin", "optimizer.pt", "trainer_state.json", ".env", "test.ranks.parquet"):
+    for name in ("training_args.bin", "optimizer.pt", "trainer_state.json", "run.yaml", ".env", "test.ranks.parquet"):
         (folder / name).write_text("secret")
     (folder / "checkpoint-5").mkdir()
     (folder / "checkpoint-5" / "config.json").write_text("{}")
