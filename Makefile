@@ -21,16 +21,15 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(base)  ## train, evaluate, save, reload and recommend on a simulated world, in under 4 minutes
-	$(python) -m hf_seqrec.cli demo --output-dir demo-output
+	$(python) -m hf_seqrec.cli demo --output-dir demo-output --overwrite
 
 test: $(dev)  ## run all tests
 	OMP_NUM_THREADS=1 $(python) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
-check: $(dev) types  ## format, lint with docstrings, types, import layers, model conventions
+check: $(dev) types  ## format, lint, docstrings, types, import layers, model conventions
 	$(python) -m ruff format --check .
 	$(python) -m ruff check .
-	$(python) -m pytest tests/packaging/test_layers.py
-	$(VENV)/bin/mlinter --rules-toml tests/packaging/mlinter.toml modeling
+	$(python) -m pytest tests/packaging/test_layers.py tests/packaging/test_model_conventions.py
 
 types: $(dev)
 	@# mypy sees the mapped folders only where an installation would put them.
