@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.generation import GenerationConfig
 from transformers.modeling_outputs import BaseModelOutput
@@ -388,10 +388,11 @@ def register(config_class, head_class) -> None:
         config_class: Configuration with a `model_type` of its own.
         head_class: The recommender that `AutoModel` builds for it.
     """
-    from transformers import AutoConfig, AutoModel
-
-    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-    AutoModel.register(config_class, head_class, exist_ok=True)
+    # Only the installed library may claim a model type. Code that came with one trusted repository must not: another
+    # repository of the same type would then run it without being trusted.
+    if config_class.__module__.startswith("hf_seqrec."):
+        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+        AutoModel.register(config_class, head_class, exist_ok=True)
     config_class.register_for_auto_class()
     head_class.register_for_auto_class("AutoModel")
 
