@@ -1,0 +1,441 @@
+"""A language model as a frozen part of a recommender: reads prompts with slots, is never saved, comes back by id and revision.
+
+[`PromptEncoder`] runs any LLM of the Auto classes over prompts of `prompting.py` and reads hidden states at a slot.
+[`LLMRecommender`] is the base of models built around one: it stores only what was trained.
+"""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoConfig, AutoModel, DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.utils import cached_file
+
+from .base import SequencePreTrainedModel, SequentialRecommenderConfig
+from .prompting import Slot
+
+
+# Where to look for files; passed on to the Hub. The first group also holds for the LLM and the teacher.
+_ACCESS_KEYS = ("cache_dir", "force_download", "local_files_only", "token")
+_PLACE_KEYS = ("revision", "subfolder")
+
+# Tokens (padding included) in one pass of the LLM: small passes waste no work on padding, large ones feed a GPU.
+_TOKEN_BUDGET = {"cpu": 2048, "cuda": 32768}
+
+
+def llm_kind(config) -> str:
+    """`"decoder"`, `"encoder-decoder"` or `"encoder"`, from an LLM's configuration."""
+    if config.is_encoder_decoder:
+        return "encoder-decoder"
+    is_encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+    return "encoder" if is_encoder else "decoder"
+
+
+def load_llm(
+    name_or_path: str,
+    revision: str | None = None,
+    dtype: str | torch.dtype = "auto",
+    attn_implementation: str | None = None,
+    quantization: str | None = None,
+    **kwargs,
+) -> PreTrainedModel:
+    """Load an LLM, frozen, without dropout; of an encoder-decoder only the encoder.
+
+    Args:
+        name_or_path: Hub id or folder of any model of the Auto classes.
+        revision: Commit, tag or branch.
+        dtype: Of the weights; `"auto"` is the checkpoint's.
+        attn_implementation: `eager`, `sdpa`, `flash_attention_2`, …; None lets transformers choose.
+        quantization: `"8bit"` or `"4bit"` (bitsandbytes on a GPU), or None.
+        kwargs: For `AutoModel.from_pretrained`, for example `token` or `device_map`.
+
+    Returns:
+        The model; `config._commit_hash` is its commit when it came from the Hub.
+
+    Raises:
+        ImportError: Quantization without bitsandbytes or GPU. ValueError: an unknown quantization.
+
+    Example:
+        >>> llm = load_llm("sentence-transformers/all-MiniLM-L6-v2")  # doctest: +SKIP
+    """
+    if quantization is not None:
+        kwargs["quantization_config"] = _quantization_config(quantization)
+    access = {key: kwargs[key] for key in _ACCESS_KEYS if key in kwargs}
+    config = AutoConfig.from_pretrained(name_or_path, revision=revision, **access)
+    llm = AutoModel.from_pretrained(
+        name_or_path,
+        config=without_dropout(config),
+        revision=revision,
+        dtype=dtype,
+        attn_implementation=attn_implementation,
+        **kwargs,
+    )
+    return _prepare(llm)
+
+
+def build_llm(config: dict[str, Any]) -> PreTrainedModel:
+    """An LLM with random weights from its configuration as a dictionary; see [`load_llm`] for trained ones."""
+    values = dict(config)
+    return _prepare(AutoModel.from_config(without_dropout(AutoConfig.for_model(values.pop("model_type"), **values))))
+
+
+def without_dropout(config):
+    """Set every dropout of a configuration to 0: a frozen LLM gives the same states in training and in evaluation."""
+    for name, value in config.to_dict().items():
+        if "drop" in name and isinstance(value, int | float) and not isinstance(value, bool):
+            setattr(config, name, 0.0)
+    return config
+
+
+def _prepare(llm: PreTrainedModel) -> PreTrainedModel:
+    if llm.config.is_encoder_decoder:
+        llm = llm.get_encoder()
+    if getattr(llm, "pooler", None) is not None:
+        llm.pooler = None  # the pooled output is never read, and adapters on it would never train
+    return llm.requires_grad_(False).eval()
+
+
+def _quantization_config(quantization: str):
+    if quantization not in ("8bit", "4bit"):
+        raise ValueError(f"`llm_quantization` must be '8bit', '4bit' or None, got {quantization!r}.")
+    from transformers import BitsAndBytesConfig
+    from transformers.utils import is_bitsandbytes_available
+
+    if not (is_bitsandbytes_available() and torch.cuda.is_available()):
+        raise ImportError(
+            f"`llm_quantization={quantization!r}` needs a GPU and bitsandbytes: pip install bitsandbytes, or use None with "
+            "`llm_dtype='bfloat16'`."
+        )
+    return BitsAndBytesConfig(load_in_8bit=quantization == "8bit", load_in_4bit=quantization == "4bit")
+
+
+def add_lora(llm: PreTrainedModel, lora: dict[str, Any]) -> None:
+    """Put trainable low-rank adapters into an LLM.
+
+    Args:
+        llm: Changed in place.
+        lora: Arguments of `peft.LoraConfig`: `r`, `lora_alpha`, `lora_dropout`, `target_modules`, …
+
+    Raises:
+        ValueError: `target_modules` name nothing in this LLM (peft says which).
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    inject_adapter_in_model(LoraConfig(**lora), llm)
+
+
+class SlotVectors(NamedTuple):
+    """What fills one kind of slot.
+
+    Args:
+        values: (total, width) vectors in the order of the rows, or (1, width) when `counts` is None.
+        counts: (rows,) how many vectors belong to each prompt; None puts the one vector into every slot of the kind.
+    """
+
+    values: torch.Tensor
+    counts: np.ndarray | None = None
+
+
+class PromptEncoder(nn.Module):
+    """An LLM that reads prompts with slots.
+
+    Args:
+        llm: From [`load_llm`]; prompts enter as `inputs_embeds`, so its vocabulary stays as it is.
+        token_budget: Tokens in one pass, padding included; None chooses by device.
+        share_prefix: Run what all prompts of a pass begin with once and reuse its keys and values (decoder-only LLMs).
+    """
+
+    def __init__(self, llm: PreTrainedModel, token_budget: int | None = None, share_prefix: bool = True):
+        super().__init__()
+        self.llm = llm
+        self.kind = llm_kind(llm.config)
+        self.token_budget = token_budget
+        self.share_prefix = share_prefix and self.kind == "decoder"
+        self.tokens_seen = 0  # tokens that went through the LLM, padding included; benchmarks read it
+
+    @property
+    def width(self) -> int:
+        """Width of the LLM's input vectors and hidden states."""
+        return self.llm.get_input_embeddings().weight.shape[1]
+
+    @torch.no_grad()
+    def embedding_statistics(self, rows: int = 8192) -> tuple[float, float]:
+        """Mean and standard deviation of the LLM's token vectors, from at most `rows` of them, evenly spaced."""
+        table = self.llm.get_input_embeddings()
+        size = table.weight.shape[0]
+        ids = torch.arange(0, size, max(1, size // rows), device=table.weight.device)
+        vectors = table(ids).float()
+        return float(vectors.mean()), float(vectors.std())
+
+    def forward(
+        self, prompts: list[np.ndarray], vectors: dict[Slot, SlotVectors] | None = None, read: Slot | None = None
+    ) -> torch.Tensor:
+        """Hidden states of the last layer at one slot of each prompt, or their mean over the prompt.
+
+        Args:
+            prompts: Token ids with slots, from a `PromptProgram`; any order, any lengths.
+            vectors: What fills each kind of slot.
+            read: The slot whose state is wanted, exactly one in every prompt; None for the mean over all tokens.
+
+        Returns:
+            (len(prompts), width) float32. Neither the order nor the company of a prompt changes its state.
+
+        Raises:
+            ValueError: Slots and vectors do not match in a prompt; the message names prompt, slot and both numbers.
+        """
+        vectors = vectors or {}
+        taken = self._check(prompts, vectors, read)
+        lengths = np.array([len(prompt) for prompt in prompts])
+        order = np.argsort(-lengths, kind="stable")
+        out = []
+        for rows in self._passes(order, lengths):
+            ids, mask = pad([prompts[row] for row in rows], self.device)
+            embeds = self._embed(ids, vectors, taken, rows)
+            if read is None:
+                weights = (mask / mask.sum(1, keepdim=True)).unsqueeze(-1)
+                out.append((self._run(embeds, mask, 0).float() * weights).sum(1))
+                continue
+            prefix = common_prefix([prompts[row] for row in rows]) if self.share_prefix else 0
+            states = self._run(embeds, mask, prefix)
+            position = (ids == int(read)).int().argmax(1) - prefix
+            out.append(states[torch.arange(len(rows), device=self.device), position].float())
+        return torch.cat(out)[torch.from_numpy(np.argsort(order, kind="stable")).to(self.device)]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the LLM's token vectors are."""
+        return self.llm.get_input_embeddings().weight.device
+
+    def _passes(self, order: np.ndarray, lengths: np.ndarray):
+        """Rows of similar length, longest first, at most a budget of tokens together."""
+        budget = self.token_budget or _TOKEN_BUDGET.get(self.device.type, 8192)
+        begin = 0
+        while begin < len(order):
+            rows = max(1, budget // int(lengths[order[begin]]))
+            yield order[begin : begin + rows]
+            begin += rows
+
+    def _check(self, prompts, vectors, read) -> dict[Slot, np.ndarray]:
+        """Compare slots with vectors; returns for each counted kind the first vector of every prompt."""
+        if not prompts:
+            raise ValueError("no prompt to read.")
+        taken = {}
+        for slot in Slot:
+            found = np.array([np.count_nonzero(prompt == slot) for prompt in prompts])
+            if slot == read and (found != 1).any():
+                row = int(np.flatnonzero(found != 1)[0])
+                raise ValueError(f"prompt {row} has {found[row]} slots {slot.text} to read, need exactly 1.")
+            given = vectors.get(slot)
+            if given is None or given.counts is None:
+                if given is None and found.any():
+                    raise ValueError(
+                        f"prompt {int(found.argmax())} has a slot {slot.text}, but no vectors for it were given."
+                    )
+                continue
+            counts = np.asarray(given.counts)
+            if counts.shape != found.shape or (counts != found).any():
+                row = int(np.flatnonzero(counts != found)[0]) if counts.shape == found.shape else 0
+                raise ValueError(
+                    f"prompt {row} has {found[row]} slots {slot.text}, but {counts.flat[row]} vectors were given for it."
+                )
+            if counts.sum() != len(given.values):
+                raise ValueError(f"{counts.sum()} slots {slot.text} need as many vectors, got {len(given.values)}.")
+            taken[slot] = np.cumsum(counts) - counts
+        return taken
+
+    def _embed(self, ids, vectors, taken, rows) -> torch.Tensor:
+        embeds = self.llm.get_input_embeddings()(ids.clamp(min=0))
+        for slot, (values, counts) in vectors.items():
+            here = (ids == int(slot)).unsqueeze(-1)
+            values = values.to(embeds)
+            if counts is None:
+                embeds = torch.where(here, values[0], embeds)
+                continue
+            index = [taken[slot][row] + offset for row in rows for offset in range(counts[row])]
+            if index:
+                # masked_scatter fills row by row from the left, the order in which `index` lists the vectors.
+                embeds = embeds.masked_scatter(here, values[torch.tensor(index, device=values.device)])
+        return embeds
+
+    def _run(self, embeds, mask, prefix: int) -> torch.Tensor:
+        """States after the first `prefix` positions, which are equal in all rows."""
+        batch = len(embeds)
+        if batch > 1 and prefix > 0:
+            cache = self.llm(inputs_embeds=embeds[:1, :prefix], use_cache=True).past_key_values
+            # Other caches (sliding windows, state-space layers) forget or fold what they read: run such LLMs plainly.
+            if isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers):
+                cache.batch_repeat_interleave(batch)
+                self.tokens_seen += prefix + embeds[:, prefix:].shape[:2].numel()
+                out = self.llm(
+                    inputs_embeds=embeds[:, prefix:], attention_mask=mask, past_key_values=cache, use_cache=True
+                )
+                return out.last_hidden_state
+            self.share_prefix = False
+        self.tokens_seen += mask.numel()
+        extra = {"use_cache": False} if self.kind == "decoder" else {}
+        return self.llm(inputs_embeds=embeds, attention_mask=mask, **extra).last_hidden_state[:, prefix:]
+
+
+def pad(prompts: list[np.ndarray], device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Right-pad: (rows, longest) ids and mask. Padding is masked, so the LLM needs no pad token and no padding side."""
+    ids = np.zeros((len(prompts), max(map(len, prompts))), dtype=np.int64)
+    mask = np.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, : len(prompt)] = prompt
+        mask[row, : len(prompt)] = 1
+    return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
+
+
+def common_prefix(prompts: list[np.ndarray]) -> int:
+    """How many tokens all prompts begin with, up to the first slot and leaving every prompt at least one token."""
+    shortest = min(map(len, prompts)) - 1
+    stacked = np.stack([prompt[:shortest] for prompt in prompts])
+    differs = (stacked != stacked[0]).any(0) | (stacked[0] < 0)
+    return int(differs.argmax()) if differs.any() else shortest
+
+
+class LLMRecommender(SequencePreTrainedModel):
+    """Base of recommenders around a frozen LLM: saves only its own parts, loads the LLM by id and revision.
+
+    A subclass takes `llm` and `teacher` in `__init__`, and sets `self.encoder = PromptEncoder(self.prepare_llm(llm))` after
+    `self.post_init()`, so that no initialisation reaches the LLM. Its configuration has `llm_name_or_path`, `llm_revision`, `llm_config`, `llm_dtype`,
+    `llm_attn_implementation`, `llm_quantization`, `lora`, `token_budget` and `share_prefix`.
+    """
+
+    config: SequentialRecommenderConfig
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    frozen_parts: tuple[str, ...] = ("encoder.llm.",)
+
+    def prepare_llm(self, llm: PreTrainedModel | None) -> PreTrainedModel:
+        """The LLM with adapters, if configured; one with random weights of the configured shape when None is given."""
+        config: Any = self.config
+        if llm is None:
+            if config.llm_config is None:
+                raise ValueError("the configuration has no `llm_config`: build the model with `from_parts`.")
+            llm = build_llm(config.llm_config)
+        if config.lora is not None:
+            add_lora(llm, config.lora)
+        return llm
+
+    def is_own(self, name: str) -> bool:
+        """Whether a weight belongs to this model and not to a frozen part: it is trained, saved and loaded."""
+        return ".lora_" in name or not name.startswith(self.frozen_parts)
+
+    def own_state_dict(self) -> dict[str, torch.Tensor]:
+        """Everything but the weights of frozen parts: what was trained, and this model's buffers."""
+        return {name: tensor for name, tensor in self.state_dict().items() if self.is_own(name)}
+
+    def save_pretrained(self, save_directory, *args, state_dict=None, push_to_hub: bool = False, **kwargs) -> None:
+        """Write configuration, code and this model's own parts: megabytes, whatever the size of the LLM.
+
+        Args:
+            save_directory: Folder; made when missing. Files are replaced one by one, each as a whole.
+            args: As in transformers.
+            state_dict: Weights to save instead of the current ones; frozen parts in it are left out.
+            push_to_hub: Also push, to `repo_id` or the folder's name.
+            kwargs: As in transformers; `repo_id`, `revision`, … for the push.
+
+        Raises:
+            ValueError: The LLM came from nowhere (random weights), so nobody could load the model again.
+        """
+        if self.config.llm_name_or_path is None:
+            raise ValueError(
+                "this model's LLM has no name or path, so it could not be restored: save the LLM to a folder and build the "
+                "model from there."
+            )
+        own = self.own_state_dict()
+        if state_dict is not None:
+            own = {name: tensor for name, tensor in state_dict.items() if name in own}
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        hub = {
+            key: kwargs.pop(key)
+            for key in ("repo_id", "commit_message", "private", "revision", "create_pr")
+            if key in kwargs
+        }
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
+            super().save_pretrained(temporary, *args, state_dict=own, **kwargs)
+            # The configuration last: a folder with a configuration is whole.
+            for name in sorted(os.listdir(temporary), key=lambda name: (name == "config.json", name)):
+                target = folder / name
+                if target.is_dir():
+                    shutil.rmtree(target)
+                os.replace(Path(temporary) / name, target)
+        if push_to_hub:
+            self.push_to_hub(hub.pop("repo_id", folder.resolve().name), token=kwargs.get("token"), **hub)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path, *args, config=None, llm=None, teacher=None, dtype=None, **kwargs
+    ):
+        """Load this model's own parts, then its LLM and teacher by id and revision.
+
+        Args:
+            pretrained_model_name_or_path: Folder or Hub repository.
+            args: Unused.
+            config: Configuration, when it is not the saved one.
+            llm: Another place of the same LLM (a folder), or a loaded one.
+            teacher: Another place of the same teacher, or a loaded one.
+            dtype: Of the LLM's weights; the model's own parts are float32.
+            kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, `subfolder`; `device_map` of the LLM.
+
+        Returns:
+            The model in evaluation mode.
+
+        Raises:
+            OSError: A file, the LLM or the teacher cannot be found. ValueError: weights are missing, left over or of
+                another shape, or the teacher is not the one the model was trained with.
+        """
+        access = {key: kwargs[key] for key in _ACCESS_KEYS if kwargs.get(key) is not None}
+        place = {key: kwargs[key] for key in _PLACE_KEYS if kwargs.get(key) is not None}
+        if not isinstance(config, cls.config_class):
+            config = cls.config_class.from_pretrained(pretrained_model_name_or_path, **access, **place)
+        path = cached_file(pretrained_model_name_or_path, "model.safetensors", **access, **place)
+        state = load_file(str(path))
+        if llm is None or isinstance(llm, str | os.PathLike):
+            llm = load_llm(
+                str(llm) if llm is not None else config.llm_name_or_path,
+                config.llm_revision if llm is None else None,
+                dtype if dtype is not None else config.llm_dtype,
+                kwargs.get("attn_implementation") or config.llm_attn_implementation,
+                config.llm_quantization,
+                **access,
+                **({"device_map": kwargs["device_map"]} if kwargs.get("device_map") is not None else {}),
+            )
+        model = cls(config, llm=llm, teacher=cls.find_teacher(config, state, teacher, access))
+        model.load_own_state_dict(state, pretrained_model_name_or_path)
+        return model.eval()
+
+    @classmethod
+    def find_teacher(cls, config, state: dict[str, torch.Tensor], teacher, access: dict[str, Any]):
+        """The teacher of a saved model; models without one need not change this."""
+        return None
+
+    def load_own_state_dict(self, state: dict[str, torch.Tensor], source) -> None:
+        """Load what `own_state_dict` gave.
+
+        Raises:
+            ValueError: Weights are missing, left over, or of another shape.
+        """
+        own = self.own_state_dict()
+        problems = [f"missing {name}" for name in own if name not in state]
+        problems += [f"unknown {name}" for name in state if name not in own]
+        problems += [
+            f"{name} is {tuple(state[name].shape)}, need {tuple(own[name].shape)}"
+            for name in own
+            if name in state and state[name].shape != own[name].shape
+        ]
+        if problems:
+            raise ValueError(
+                f"the weights of {source} do not fit their configuration or LLM ({len(problems)} problems): {'; '.join(problems[:5])}."
+            )
+        self.load_state_dict(state, strict=False)

@@ -1,0 +1,615 @@
+"""LLM-SRec and the retrieval family: a frozen LLM that learns a sequential recommender's knowledge of order.
+
+Paper: Kim et al., Lost in Sequence: Do Large Language Models Understand Sequential Recommendation?, 2025 (arXiv 2502.13909).
+Switches of the same class give the paper's retrieval baselines: TALLRec (titles, LoRA), LLaRA (titles and item vectors, LoRA),
+CoLLM (and the user's vector, LoRA), A-LLMRec (item vectors of its stage-1 encoder and the user's vector, no LoRA).
+Deviations. (1) Prompts are built from tokens of titles, tokenized once; titles are cut, never the tail of a prompt. (2) Each
+distinct item of a step is encoded once. (3) Out-tokens are read by index and padding is masked, so padding never matters. (4) An
+encoder-decoder LLM is read at its encoder. (5) Attention and adapter dropout of the LLM are 0, except `lora_dropout`. (6) The
+vector of an item that the teacher does not know is the mean of those it knows.
+Inputs: `input_ids` (batch, length) item_index, left-padded with 0; `timestamps` (batch, length) Unix seconds when prompts show
+dates; `labels` (batch, length), -100 ignored; `negatives` (batch, length or 1, n) item_index.
+Trains with: `DistillationTrainer`, on the last position of a row or on every prefix.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from huggingface_hub.dataclasses import strict
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+
+from .base import IGNORE_INDEX, NextItemOutput, SequentialRecommender, SequentialRecommenderConfig, register
+from .distillation import DistillationObjective
+from .llm import LLMRecommender, PromptEncoder, SlotVectors, load_llm
+from .llm_processing import LLMSequentialRecommendationProcessor
+from .prompting import PromptProgram, Slot
+from .teacher import build_teacher, check_teacher, freeze_teacher, load_teacher, teacher_fingerprint
+
+
+ITEM_VECTORS = ("none", "teacher", "aligned")
+
+
+@strict
+class LLMSRecConfig(SequentialRecommenderConfig):
+    """Configuration of LLM-SRec and its baselines.
+
+    Args:
+        hidden_size: Width d' of user and item vectors.
+        head_size: Inner width of f_user and f_item.
+        head_act: Activation of f_I, f_user and f_item (f_CF-user has GELU).
+        item_vectors: What stands in the item slot of prompts: `none` (no slot), `teacher` (f_I of the teacher's item vector), or
+            `aligned` (f_I of the latent of A-LLMRec's stage-1 encoder).
+        latent_size: Width of that latent.
+        user_vector: The user's prompt begins with f_U of the teacher's user vector.
+        distilled: Has f_CF-user, the map of the teacher's user vector that distillation needs.
+        in_batch_negatives: A row's negatives are all distinct items of the step but those of its history, not only its own draw.
+        lora: Arguments of `peft.LoraConfig`; None keeps every weight of the LLM.
+        prompt: The compiled prompts; filled in by `from_parts`.
+        num_title_tokens: Tokens of all titles together; filled in by `from_parts`.
+        llm_name_or_path, llm_revision: The LLM.
+        llm_config: The LLM's configuration; filled in.
+        llm_dtype: Type of the LLM's weights; `auto` is the checkpoint's.
+        llm_attn_implementation: `eager`, `sdpa`, `flash_attention_2`, …
+        llm_quantization: `8bit`, `4bit` (a GPU and bitsandbytes) or None.
+        token_budget: Tokens in one pass of the LLM, padding included; None chooses by device.
+        share_prefix: Reuse keys and values of what all prompts of a pass begin with (decoder-only LLMs).
+        teacher_name_or_path, teacher_revision, teacher_fingerprint: The teacher, and the hash of its weights.
+        teacher_config: The teacher's configuration; filled in.
+        store_teacher: Save the teacher's weights with the model, not only its name.
+    """
+
+    model_type = "hf_seqrec_llm_srec"
+
+    hidden_size: int = 128
+    head_size: int = 2048
+    head_act: str = "leaky_relu"
+    item_vectors: str = "teacher"
+    latent_size: int = 128
+    user_vector: bool = False
+    distilled: bool = True
+    in_batch_negatives: bool = True
+    lora: dict[str, Any] | None = None
+    prompt: dict[str, Any] | None = None
+    num_title_tokens: int = 0
+    llm_name_or_path: str | None = None
+    llm_revision: str | None = None
+    llm_config: dict[str, Any] | None = None
+    llm_dtype: str = "auto"
+    llm_attn_implementation: str | None = None
+    llm_quantization: str | None = None
+    token_budget: int | None = None
+    share_prefix: bool = True
+    teacher_name_or_path: str | None = None
+    teacher_revision: str | None = None
+    teacher_fingerprint: str | None = None
+    teacher_config: dict[str, Any] | None = None
+    store_teacher: bool = False
+
+    def validate_architecture(self):
+        """Refuse switches that contradict each other; runs on construction."""
+        super().validate_architecture()
+        if self.item_vectors not in ITEM_VECTORS:
+            raise ValueError(f"`item_vectors` must be one of {', '.join(ITEM_VECTORS)}, got {self.item_vectors!r}.")
+        if self.head_act not in ACT2FN:
+            raise ValueError(f"unknown `head_act` {self.head_act!r}.")
+        if self.teacher_config is None and self.needs_teacher:
+            raise ValueError(
+                f"item_vectors={self.item_vectors!r}, user_vector={self.user_vector}, distilled={self.distilled} need a teacher: "
+                "build the model with `from_parts(…, teacher=…)`."
+            )
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a part of the model reads the teacher."""
+        return self.item_vectors != "none" or self.user_vector or self.distilled
+
+
+@dataclass
+class LLMSRecOutput(NextItemOutput):
+    """Output of [`LLMSRecForSequentialRecommendation`].
+
+    Args:
+        loss: Scalar, when `labels` were given.
+        user_embeddings: (rows, dim) f_user(h_U).
+        terms: The terms of the loss by name.
+    """
+
+    terms: dict[str, torch.Tensor] | None = None
+
+
+class Projector(nn.Sequential):
+    """Two linear maps with a layer norm and an activation between them: f_I, f_U, f_user, f_item, f_CF-user."""
+
+    def __init__(self, width_in: int, width_inside: int, width_out: int, act: str):
+        super().__init__(
+            nn.Linear(width_in, width_inside),
+            nn.LayerNorm(width_inside),
+            ACT2FN[act],
+            nn.Linear(width_inside, width_out),
+        )
+
+
+class AlignedItemEncoder(nn.Module):
+    """Stage 1 of A-LLMRec: auto-encoders of the teacher's item vector and of a text vector that meet in one latent space."""
+
+    def __init__(self, item_size: int, text_size: int, latent_size: int):
+        super().__init__()
+        self.encode_item, self.decode_item = nn.Linear(item_size, latent_size), nn.Linear(latent_size, item_size)
+        self.encode_text, self.decode_text = nn.Linear(text_size, latent_size), nn.Linear(latent_size, text_size)
+
+
+class LLMSRecForSequentialRecommendation(LLMRecommender):
+    """A frozen LLM that reads histories and items, with small trained maps around it.
+
+    Score of item i for user u: f_item(h_I) · f_user(h_U), the states of the LLM at the out-tokens of their prompts.
+
+    Example:
+        >>> model, processor = LLMSRecForSequentialRecommendation.from_parts(                  # doctest: +SKIP
+        ...     llm="meta-llama/Llama-3.2-3B-Instruct", teacher="user/sasrec-scientific", catalogue=data.catalogue,
+        ...     data_fingerprint=data.fingerprint, dates=False)
+        >>> model.score(torch.tensor([[0, 3, 7]])).shape                                       # doctest: +SKIP
+        torch.Size([1, 4345])
+    """
+
+    config: LLMSRecConfig
+    supervision: ClassVar[str] = "last_position"
+    is_dot_product: ClassVar[bool] = True
+    item_bias = None
+
+    def __init__(
+        self, config: LLMSRecConfig, llm: PreTrainedModel | None = None, teacher: SequentialRecommender | None = None
+    ):
+        super().__init__(config)
+        if config.prompt is None:
+            raise ValueError("the configuration has no prompts: build the model with `from_parts`.")
+        if teacher is None and config.teacher_config is not None:
+            teacher = build_teacher(config.teacher_config)
+        self.program = PromptProgram(**config.prompt)
+        self.register_buffer("title_tokens", torch.zeros(config.num_title_tokens, dtype=torch.int32))
+        self.register_buffer("title_offsets", torch.zeros(config.num_items + 1, dtype=torch.int64))
+        llm = self.prepare_llm(llm)
+        width = llm.get_input_embeddings().weight.shape[1]
+        self.user_head = Projector(width, config.head_size, config.hidden_size, config.head_act)
+        self.item_head = Projector(width, config.head_size, config.hidden_size, config.head_act)
+        teacher_width = None if teacher is None else teacher.item_representations().shape[1]
+        if config.item_vectors == "aligned":
+            self.aligned = AlignedItemEncoder(teacher_width, width, config.latent_size)
+            self.aligned.requires_grad_(False)  # trained beforehand, by `train_aligned_items`
+            self.register_buffer("item_latents", torch.zeros(config.num_items + 1, config.latent_size))
+        if config.item_vectors != "none":
+            item_width = config.latent_size if config.item_vectors == "aligned" else teacher_width
+            self.item_projector = Projector(item_width, width, width, config.head_act)
+        if config.user_vector:
+            self.user_projector = Projector(teacher_width, width, width, config.head_act)
+        if config.distilled:
+            self.teacher_head = Projector(teacher_width, config.hidden_size, config.hidden_size, "gelu")
+        self.user_out, self.item_out = nn.Parameter(torch.empty(1, width)), nn.Parameter(torch.empty(1, width))
+        self._table: tuple[Any, torch.Tensor] | None = None
+        self._titles: tuple[Any, np.ndarray, np.ndarray] | None = None
+        self._teacher_table: tuple[Any, torch.Tensor] | None = None
+        self.post_init()
+        # After `post_init`, so that no initialisation reaches what is trained already.
+        self.encoder = PromptEncoder(llm, config.token_budget, config.share_prefix)
+        self.teacher = None if teacher is None else freeze_teacher(teacher)
+        mean, std = self.encoder.embedding_statistics()
+        for token in (self.user_out, self.item_out):
+            nn.init.normal_(token, mean, std)
+
+    # Putting together, saving, loading -----------------------------------------------------------------------------------
+
+    @classmethod
+    def from_parts(
+        cls,
+        llm: str | os.PathLike,
+        teacher: str | os.PathLike | SequentialRecommender | None,
+        catalogue,
+        data_fingerprint: str | None = None,
+        llm_revision: str | None = None,
+        teacher_revision: str | None = None,
+        style: str = "paper",
+        domain: str = "product",
+        dates: bool = True,
+        history_length: int = 10,
+        max_title_tokens: int = 32,
+        max_prompt_tokens: int | None = None,
+        **options,
+    ) -> tuple["LLMSRecForSequentialRecommendation", LLMSequentialRecommendationProcessor]:
+        """A new model around an LLM and a teacher, and the processor that travels with it.
+
+        Args:
+            llm: Hub id or folder of the LLM.
+            teacher: Hub id or folder of a trained backbone, or the backbone itself; None for models without a teacher.
+            catalogue: Has `.item_ids` and `.titles`, such as `hf_seqrec.data.Catalogue`.
+            data_fingerprint: Fingerprint of the data set; a teacher trained on another one is refused.
+            llm_revision: Commit, tag or branch of the LLM; the commit is what is stored.
+            teacher_revision: The same of the teacher.
+            style: Wording of the prompts, `paper` or `compact`.
+            domain: `movie`, `product`, `game` or `business`.
+            dates: Lines of a history show dates; the data must have timestamps.
+            history_length: Most items of a history that enter a prompt, the most recent ones.
+            max_title_tokens: Titles are cut to this many tokens.
+            max_prompt_tokens: Longest prompt; None takes what the LLM can, 1024 at most.
+            options: Fields of [`LLMSRecConfig`].
+
+        Returns:
+            The model and its processor.
+
+        Raises:
+            TypeError: A teacher without vectors, or an unknown option. ValueError: a teacher of another catalogue or with NaN,
+                switches that need a teacher without one, or prompts that the LLM cannot hold.
+        """
+        by_reference = isinstance(teacher, str | os.PathLike)
+        if by_reference:
+            name = str(teacher)
+            teacher = load_teacher(name, teacher_revision)
+            # A folder is found on this machine only, so its weights travel with the model.
+            options = {"store_teacher": os.path.isdir(name), **options}
+            options["teacher_name_or_path"] = None if os.path.isdir(name) and options["store_teacher"] else name
+            options["teacher_revision"] = getattr(teacher.config, "_commit_hash", None) or teacher_revision
+        elif teacher is not None:
+            options = {"store_teacher": True, **options}
+        if teacher is not None:
+            check_teacher(teacher, len(catalogue.item_ids), data_fingerprint)
+            options |= {
+                "teacher_fingerprint": teacher_fingerprint(teacher),
+                "teacher_config": teacher.config.to_dict(),
+            }
+        model = load_llm(
+            str(llm), llm_revision, options.get("llm_dtype", "auto"), options.get("llm_attn_implementation"),
+            options.get("llm_quantization"),
+        )  # fmt: skip
+        limit = getattr(model.config, "max_position_embeddings", None)
+        processor = LLMSequentialRecommendationProcessor.from_catalogue(
+            catalogue,
+            options.pop("max_length", None) or (teacher.config.max_length if teacher is not None else history_length),
+            data_fingerprint,
+            llm_name_or_path=str(llm),
+            llm_revision=getattr(model.config, "_commit_hash", None) or llm_revision,
+            style=style,
+            domain=domain,
+            item_vectors=options.get("item_vectors", "teacher") != "none",
+            user_vector=options.get("user_vector", False),
+            dates=dates,
+            history_length=history_length,
+            max_title_tokens=max_title_tokens,
+        )
+        limits = [max_prompt_tokens or 1024, processor.llm_tokenizer.model_max_length, limit or 1024]
+        processor.max_prompt_tokens = int(min(limits))
+        tokens, offsets = processor.title_tokens()
+        config = LLMSRecConfig(
+            num_items=processor.num_items,
+            max_length=processor.max_length,
+            data_fingerprint=data_fingerprint,
+            prompt=processor.program.to_dict(),
+            num_title_tokens=len(tokens),
+            llm_name_or_path=str(llm),
+            llm_revision=processor.llm_revision,
+            llm_config=model.config.to_dict(),
+            **options,
+        )
+        out = cls(config, llm=model, teacher=teacher)
+        out._check_prompts_fit(tokens, offsets)
+        out.title_tokens.copy_(torch.from_numpy(tokens))
+        out.title_offsets.copy_(torch.from_numpy(offsets))
+        if config.item_vectors == "aligned":
+            out.update_item_latents()
+        return out, processor
+
+    def _check_prompts_fit(self, tokens: np.ndarray, offsets: np.ndarray) -> None:
+        """Build the longest prompt there can be, so that one that does not fit is refused before any training."""
+        title = tokens[:1]
+        self.program.user_prompt([title] * self.program.history_length, [0] * self.program.history_length)
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, nn.Linear):
+            init.xavier_normal_(module.weight)
+
+    def train(self, mode: bool = True):
+        """Set the mode of everything but the teacher, which never drops anything out."""
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
+
+    @property
+    def frozen_parts(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Prefixes of weights that are not saved."""
+        return ("encoder.llm.",) if self.config.store_teacher else ("encoder.llm.", "teacher.")
+
+    @classmethod
+    def find_teacher(cls, config, state, teacher, access):
+        """The stored teacher, or the one of the configured name.
+
+        Raises:
+            ValueError: It is not the teacher of the saved model.
+        """
+        if config.teacher_config is None:
+            return None
+        if teacher is None and any(name.startswith("teacher.") for name in state):
+            teacher = build_teacher(config.teacher_config)
+            stored = {
+                name.removeprefix("teacher."): tensor for name, tensor in state.items() if name.startswith("teacher.")
+            }
+            teacher.load_state_dict(stored)
+        elif teacher is None or isinstance(teacher, str | os.PathLike):
+            revision = config.teacher_revision if teacher is None else None
+            if (name := teacher or config.teacher_name_or_path) is None:
+                raise ValueError("the saved model holds no teacher and names none: pass `teacher=`.")
+            teacher = load_teacher(name, revision, **access)
+        found = teacher_fingerprint(teacher)
+        if found != config.teacher_fingerprint:
+            raise ValueError(
+                f"the teacher has the fingerprint {found}, the model was trained with {config.teacher_fingerprint} "
+                f"({config.teacher_name_or_path}): pass that one as `teacher=`."
+            )
+        return teacher
+
+    # Items ---------------------------------------------------------------------------------------------------------------
+
+    def add_items(self, processor: LLMSequentialRecommendationProcessor) -> None:
+        """Take new items that only have a text; they can be ranked and be part of histories without training.
+
+        Args:
+            processor: From the `add_items` of this model's processor.
+
+        Raises:
+            ValueError: Its first items are not this model's, or it holds no new ones.
+        """
+        tokens, offsets = processor.title_tokens()
+        before, known = self.config.num_items, len(self.title_tokens)
+        if processor.num_items <= before:
+            raise ValueError(
+                f"the processor has {processor.num_items:,} items, the model {before:,}: there is none to add."
+            )
+        if not (
+            np.array_equal(offsets[: before + 1], self.title_offsets.cpu().numpy())
+            and np.array_equal(tokens[:known], self.title_tokens.cpu().numpy())
+        ):
+            raise ValueError("the processor's first items are not this model's: make it with `processor.add_items`.")
+        device = self.title_tokens.device
+        self.title_tokens = torch.from_numpy(tokens).to(device)
+        self.title_offsets = torch.from_numpy(offsets).to(device)
+        self.config.num_items, self.config.num_title_tokens = processor.num_items, len(tokens)
+        if self.config.item_vectors == "aligned":
+            new = torch.arange(before + 1, processor.num_items + 1, device=device)
+            with torch.no_grad():
+                latents = self.aligned.encode_text(self.text_vectors(new))
+            self.item_latents = torch.cat([self.item_latents, latents])
+
+    @torch.no_grad()
+    def text_vectors(self, items: torch.Tensor) -> torch.Tensor:
+        """Mean states of the LLM over titles: (n,) item_index -> (n, width)."""
+        start, end = self.program.start, self.program.end
+        return self.encoder([np.array([*start, *title, *end]) for title in self._title_rows(items)])
+
+    @torch.no_grad()
+    def update_item_latents(self) -> None:
+        """Compute the vectors in item slots from A-LLMRec's stage-1 encoder (after it has changed)."""
+        latents = self.aligned.encode_item(self._items_of_teacher())
+        latents[0] = 0
+        self.item_latents[: len(latents)] = latents
+
+    def _items_of_teacher(self) -> torch.Tensor:
+        """(teacher's items + 1, width), computed once per state of its weights."""
+        key = _versions(list(self.teacher.parameters()))
+        if self._teacher_table is None or self._teacher_table[0] != key:
+            with torch.inference_mode(False), torch.no_grad():
+                self._teacher_table = key, self.teacher.item_representations().detach().float()
+        return self._teacher_table[1]
+
+    def _item_slot_vectors(self, items: torch.Tensor) -> torch.Tensor:
+        """f_I: (n,) item_index -> (n, LLM width)."""
+        if self.config.item_vectors == "aligned":
+            return self.item_projector(self.item_latents[items])
+        table = self._items_of_teacher()
+        known = items < len(table)
+        vectors = torch.where(known.unsqueeze(-1), table[items * known], table[1:].mean(0))
+        return self.item_projector(vectors)
+
+    def _title_rows(self, items: torch.Tensor) -> list[np.ndarray]:
+        key = (self.title_tokens.data_ptr(), self.title_tokens._version, len(self.title_offsets))
+        if self._titles is None or self._titles[0] != key:
+            self._titles = key, self.title_tokens.cpu().numpy(), self.title_offsets.cpu().numpy()
+        _, tokens, offsets = self._titles
+        return [tokens[offsets[item - 1] : offsets[item]] for item in items.tolist()]
+
+    def encode_items(self, items: torch.Tensor) -> torch.Tensor:
+        """f_item(h_I) of items: (n,) item_index -> (n, dim)."""
+        prompts = [self.program.item_prompt(title) for title in self._title_rows(items)]
+        vectors = {Slot.ITEM_OUT: SlotVectors(self.item_out)}
+        if self.config.item_vectors != "none":
+            vectors[Slot.ITEM_VECTOR] = SlotVectors(self._item_slot_vectors(items), np.ones(len(items), dtype=int))
+        return self.item_head(self.encoder(prompts, vectors, Slot.ITEM_OUT))
+
+    @torch.no_grad()
+    def item_representations(self) -> torch.Tensor:
+        """The scoring table (num_items + 1, dim), row 0 zeros: each item encoded once for each state of the weights.
+
+        Without gradients: training encodes the items of a step only.
+        """
+        trained = [parameter for name, parameter in self.named_parameters() if self.is_own(name)]
+        trained += [self.item_latents] if self.config.item_vectors == "aligned" else []
+        key = (_versions(trained), self.config.num_items, self.title_tokens.data_ptr())
+        if self._table is None or self._table[0] != key:
+            # The table outlives this call, so it must be an ordinary tensor also where an evaluator is in inference mode.
+            with torch.inference_mode(False), torch.no_grad():
+                items = torch.arange(1, self.config.num_items + 1, device=self.user_out.device)
+                self._table = key, F.pad(self.encode_items(items), (0, 0, 1, 0))
+        return self._table[1]
+
+    # Users ---------------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def teacher_users(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """O_u: (batch, length) item_index -> (batch, teacher width); zeros for a history of items the teacher never met."""
+        known = (input_ids > 0) & (input_ids <= self.teacher.config.num_items)
+        # Unknown items leave the row; a stable sort moves the others to the right edge in their order.
+        order = torch.argsort(known.int(), dim=1, stable=True)
+        ids = (input_ids * known).gather(1, order)
+        some = known.any(1)
+        users = torch.zeros(len(ids), self._items_of_teacher().shape[1], device=ids.device)
+        if bool(some.any()):
+            users[some] = self.teacher(ids[some]).user_embeddings.float()
+        return users
+
+    def encode_users(
+        self,
+        input_ids: torch.Tensor,
+        timestamps: torch.Tensor | None = None,
+        teacher_users: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """f_user(h_U): (batch, length) item_index, left-padded -> (batch, dim); the last `history_length` items count."""
+        prompts, shown = [], []
+        times = None if timestamps is None else timestamps.tolist()
+        for number, row in enumerate(input_ids.tolist()):
+            first = next((column for column, item in enumerate(row) if item), len(row))
+            first = max(first, len(row) - self.program.history_length)
+            items = row[first:]
+            if not items:
+                raise ValueError(
+                    f"`input_ids` row {number} has no item: a recommender needs at least one item of history."
+                )
+            if 0 in items or max(items) > self.config.num_items:
+                raise ValueError(
+                    f"`input_ids` row {number} must be item_index 1 … {self.config.num_items}, left-padded with 0; got {row[-20:]}."
+                )
+            shown.append(torch.tensor(items, device=input_ids.device))
+            when = times[number][first:] if times is not None and self.program.dated else None
+            prompts.append(self.program.user_prompt(self._title_rows(shown[-1]), when))
+        vectors = {Slot.USER_OUT: SlotVectors(self.user_out)}
+        if self.config.item_vectors != "none":
+            distinct, back = torch.unique(torch.cat(shown), return_inverse=True)
+            values = self._item_slot_vectors(distinct)[back]
+            vectors[Slot.ITEM_VECTOR] = SlotVectors(values, np.array([len(items) for items in shown]))
+        if self.config.user_vector:
+            users = self.teacher_users(input_ids) if teacher_users is None else teacher_users
+            vectors[Slot.USER_VECTOR] = SlotVectors(self.user_projector(users), np.ones(len(prompts), dtype=int))
+        return self.user_head(self.encoder(prompts, vectors, Slot.USER_OUT))
+
+    @property
+    def needs_timestamps(self) -> bool:
+        """Whether prompts show dates, so that `timestamps` must come with `input_ids`."""
+        return self.program.dated
+
+    # The recommender's contract ------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        negatives: torch.Tensor | None = None,
+        timestamps: torch.Tensor | None = None,
+        objective: DistillationObjective | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs,
+    ) -> LLMSRecOutput:
+        """User vectors, and the loss of labelled positions.
+
+        Args:
+            input_ids: (batch, length) item_index, left-padded with 0.
+            labels: (batch, length) the item_index that follows each position; -100 is ignored. Each label costs one user prompt.
+            negatives: (batch, length or 1, n) item_index; with `in_batch_negatives` they join the candidates of all rows.
+            timestamps: (batch, length) Unix seconds, when prompts show dates.
+            objective: The loss; that of the published code when None, without distillation when `config.distilled` is not set.
+            num_items_in_batch: Number of labels in the whole optimizer step; those given here when None.
+            kwargs: Unused; declares to the `Trainer` that the loss is already scaled.
+
+        Returns:
+            [`LLMSRecOutput`]; with labels, `user_embeddings` has a row per label.
+
+        Raises:
+            ValueError: An empty history, an item outside the catalogue, missing timestamps, or labels without any negative.
+        """
+        if labels is None:
+            return LLMSRecOutput(user_embeddings=self.encode_users(input_ids, timestamps))
+        row, column = (labels != IGNORE_INDEX).nonzero(as_tuple=True)
+        if not len(row):
+            raise ValueError("no position is labelled: all `labels` are -100.")
+        target, width = labels[row, column], input_ids.shape[1]
+        # Column c of the history of a label at position j is column c - (width - 1 - j) of the row.
+        source = torch.arange(width, device=row.device) - (width - 1 - column).unsqueeze(1)
+        histories = input_ids[row].gather(1, source.clamp(min=0)) * (source >= 0)
+        times = None if timestamps is None else timestamps[row].gather(1, source.clamp(min=0))
+        drawn = target.new_zeros(len(row), 0)
+        if negatives is not None:
+            drawn = negatives[row, column if negatives.shape[1] == width else torch.zeros_like(column)]
+        objective = objective or self.default_objective()
+        read_teacher = self.config.user_vector or objective.needs_teacher
+        teacher_users = self.teacher_users(histories) if read_teacher and self.teacher is not None else None
+        users = self.encode_users(histories, times, teacher_users)
+        items, back = torch.unique(torch.cat([target.unsqueeze(1), drawn], dim=1), return_inverse=True)
+        scores, column_of_target = self._score_step(users, self.encode_items(items), items, back, histories)
+        taught = self.teacher_head(teacher_users) if objective.needs_teacher and self.config.distilled else None
+        terms = objective(scores, column_of_target, users, taught, num_items_in_batch)
+        return LLMSRecOutput(loss=sum(terms.values()), user_embeddings=users, terms=terms)
+
+    def default_objective(self) -> DistillationObjective:
+        """The objective of the published code for this model's switches."""
+        if self.config.distilled:
+            return DistillationObjective()
+        return DistillationObjective(distillation="none", uniformity_weight=0.0)
+
+    def _score_step(self, users, vectors, items, back, histories) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores of each row's candidates and the target's column; `back` maps (rows, 1 + n) to the distinct items."""
+        if not self.config.in_batch_negatives:
+            if back.shape[1] == 1:
+                raise ValueError("a retrieval loss needs negatives: pass `negatives`, or set `in_batch_negatives`.")
+            return torch.einsum("bd,bcd->bc", users, vectors[back]), torch.zeros(
+                len(back), dtype=torch.long, device=back.device
+            )
+        if len(items) == 1:
+            raise ValueError(
+                "all rows of the step have the same target and no negatives: nothing can be learned from it."
+            )
+        scores = users @ vectors.T
+        seen = (items.view(1, 1, -1) == histories.unsqueeze(-1)).any(1)
+        seen[torch.arange(len(back), device=back.device), back[:, 0]] = False
+        return scores.masked_fill(seen, -torch.inf), back[:, 0]
+
+    @torch.no_grad()
+    def score(
+        self, input_ids: torch.Tensor, candidates: torch.Tensor | None = None, timestamps: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Scores of items as the next one; higher is better.
+
+        Args:
+            input_ids: (batch, length) item_index, left-padded with 0.
+            candidates: (batch, num_candidates) item_index to score, or None for the whole catalogue.
+            timestamps: (batch, length) Unix seconds, when prompts show dates.
+
+        Returns:
+            (batch, num_items + 1) with -inf in column 0, or (batch, num_candidates).
+        """
+        table, users = self.item_representations(), self.encode_users(input_ids, timestamps)
+        if candidates is None:
+            scores = users @ table.T
+            return torch.cat([torch.full_like(scores[:, :1], -torch.inf), scores[:, 1:]], dim=1)
+        scores = torch.einsum("bd,bcd->bc", users, table[candidates])
+        return scores.masked_fill(candidates == 0, -torch.inf)
+
+
+def _versions(tensors: list[torch.Tensor]) -> tuple:
+    """What changes whenever one of the tensors does: place, write counter and norm of each.
+
+    The counters see every write through autograd's eyes, the norms those that go around it (`.data`, sharded optimizers).
+    """
+    norms = torch.stack(torch._foreach_norm([tensor.detach() for tensor in tensors])).tolist()
+    return tuple((tensor.data_ptr(), tensor._version, norm) for tensor, norm in zip(tensors, norms, strict=True))
+
+
+register(LLMSRecConfig, LLMSRecForSequentialRecommendation)
+
+# Elsewhere this file runs as a repository's remote code, which must not answer for other repositories.
+if __package__ == "hf_seqrec.modeling":
+    from transformers import AutoProcessor
+
+    AutoProcessor.register(LLMSRecConfig, LLMSequentialRecommendationProcessor, exist_ok=True)
