@@ -53,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if traceback or " " not in message:
             raise
         notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
-        print(f"seqrec: error: {message}{notes}", file=sys.stderr)
+        where = "" if isinstance(error, ValueError | FileExistsError) else " (seqrec --traceback … shows where)"
+        print(f"seqrec: error: {message}{notes}{where}", file=sys.stderr)
         return 1
 
 

@@ -76,15 +76,22 @@ class SeqRecTrainer(Trainer):
     split_name = "leave_one_out"
 
     def __init__(self, model=None, args=None, *positional, **kwargs):
-        args = args if args is not None else self.training_args_class(output_dir="trainer_output")
-        if not isinstance(args, self.training_args_class):
-            raise TypeError(
-                f"{type(self).__name__} needs `args` of type {self.training_args_class.__name__}, got {type(args).__name__}."
-            )
+        args = self.check_args(args)
         super().__init__(model, args, *positional, **kwargs)
         self.add_callback(_EpochCallback(self))
         if args.early_stopping_patience > 0 and args.eval_strategy != "no" and args.metric_for_best_model:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+
+    @classmethod
+    def check_args(cls, args):
+        """The arguments, or default ones for None; a `TypeError` for those of another trainer."""
+        if args is None:
+            return cls.training_args_class(output_dir="trainer_output")
+        if not isinstance(args, cls.training_args_class):
+            raise TypeError(
+                f"{cls.__name__} needs `args` of type {cls.training_args_class.__name__}, got {type(args).__name__}."
+            )
+        return args
 
     def train(self, *args, **kwargs):
         """See `Trainer.train`."""

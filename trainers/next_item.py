@@ -95,7 +95,7 @@ class NextItemTrainer(SeqRecTrainer):
     training_args_class = NextItemTrainingArguments
 
     def __init__(self, model=None, args=None, data_collator=None, train_dataset=None, eval_dataset=None, **kwargs):
-        args = args if args is not None else self.training_args_class(output_dir="trainer_output")
+        args = self.check_args(args)
         if isinstance(train_dataset, Sequences):
             highest = int(train_dataset.item_index.max(initial=0))
             if highest > model.config.num_items:

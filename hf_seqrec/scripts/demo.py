@@ -111,7 +111,7 @@ def _run(args: argparse.Namespace, folder: Path) -> None:
         untrained = SASRecForSequentialRecommendation(config)
         set_seed(args.seed)
         sasrec = SASRecForSequentialRecommendation(config)
-        training_args, history = _train(sasrec, preset, split, args, folder / "checkpoints")
+        trainer = _train(sasrec, preset, split, args, folder / "checkpoints")
 
     with _step("3. Evaluation: rank every film that a viewer has not seen, see where the held-out one lands"):
         models: dict[str, Any] = {
@@ -145,16 +145,16 @@ def _run(args: argparse.Namespace, folder: Path) -> None:
         )
 
     with _step("4. Pictures"):
-        for path in _draw(history, records, split, data, folder / "plots"):
+        for path in _draw(trainer, records, data, folder / "plots"):
             print(f"{args.output_dir / 'plots' / path.name}")
 
     with _step("5. Saved, loaded again, asked"):
-        save_recommender(folder / "model", sasrec, processor, [records["SASRec"]], training=training_args)
+        save_recommender(folder / "model", sasrec, processor, [records["SASRec"]], training=trainer.args)
         _recommend_to_somebody(folder / "model", sasrec, data, split)
 
 
-def _train(model, preset, split, args, checkpoints: Path) -> tuple[Any, list[dict[str, Any]]]:
-    """Trains in place; the arguments and the log."""
+def _train(model, preset, split, args, checkpoints: Path) -> Any:
+    """Trains in place and returns the trainer."""
     import shutil
 
     from transformers import PrinterCallback, ProgressCallback
@@ -174,18 +174,18 @@ def _train(model, preset, split, args, checkpoints: Path) -> tuple[Any, list[dic
     trainer.add_callback(EpochLines())
     trainer.train()
     shutil.rmtree(checkpoints)  # the best one is in the model now
-    return training_args, trainer.state.log_history
+    return trainer
 
 
-def _draw(history, records: dict[str, Any], split, data, folder: Path) -> list[Path]:
+def _draw(trainer, records: dict[str, Any], data, folder: Path) -> list[Path]:
     from hf_seqrec.evaluation.plots import plot_learning_curve, plot_metric_by_activity, plot_metric_by_cutoff
 
     folder.mkdir()
     paths = [folder / f"{name}.png" for name in ("learning-curve", "ndcg-by-cutoff", "ndcg-by-activity")]
     shown = list(records.values())
-    plot_learning_curve(history, f"SASRec on {data.name}", path=paths[0])
+    plot_learning_curve(trainer.state.log_history, "SASRec", data.name, trainer.protocol(), path=paths[0])
     plot_metric_by_cutoff(shown, "ndcg", path=paths[1])
-    plot_metric_by_activity(shown, split.test.lengths, "ndcg@10", path=paths[2])
+    plot_metric_by_activity(shown, "ndcg@10", path=paths[2])
     return paths
 
 
@@ -208,17 +208,18 @@ def _recommend_to_somebody(folder: Path, saved, data, split) -> None:
 
     recommend = pipeline(model=str(folder))
     answer = recommend({"history": data.catalogue.to_item_ids(watched).to_pylist()}, by="item_id", top_k=10)
-    titles = dict(zip(data.catalogue.item_ids.to_pylist(), data.catalogue.titles.to_pylist(), strict=True))
+    films = data.catalogue.table.select(["item_id", "title", "genres"]).to_pylist()
+    shown = {film["item_id"]: f"{film['title']} ({', '.join(film['genres'])})" for film in films}
     print(f"{split.test.user_ids[row]} (simulated) watched {len(watched)} films, the last five:")
     for item_id in data.catalogue.to_item_ids(watched[-5:]).to_pylist():
-        print(f"      {titles[item_id]}")
+        print(f"      {shown[item_id]}")
     (target,) = data.catalogue.to_item_ids(split.test.target[row : row + 1]).to_pylist()
     print("Recommended next:")
     for item in answer:
         mark = "  <- watched next" if item["item_id"] == target else ""
-        print(f"  {item['rank']:>2}. {item['title']}{mark}")
+        print(f"  {item['rank']:>2}. {shown[item['item_id']]}{mark}")
     if target not in {item["item_id"] for item in answer}:
-        print(f"The film watched next, {titles[target]}, is not among them.")
+        print(f"The film watched next, {shown[target]}, is not among them.")
 
 
 @contextmanager
