@@ -84,9 +84,9 @@ def test_a_target_score_that_rounds_differently_alone_is_replaced_by_the_one_in_
     whole = evaluate(rows, DotModel())
     product, passes = _DotProduct._product, []
 
-    def noisy(self, users, items, bias, out=None):
-        passes.append(out is None)
-        return product(self, users, items, bias, out) + (0.05 if out is None else 0.0)
+    def noisy(self, users, items, bias, buffer=None):
+        passes.append(buffer is None)
+        return product(self, users, items, bias, buffer) + (0.05 if buffer is None else 0.0)
 
     monkeypatch.setattr(_DotProduct, "_product", noisy)
     np.testing.assert_array_equal(evaluate(rows, DotModel(), item_chunk=20).ranks, whole.ranks)
@@ -245,6 +245,21 @@ def test_lists_hold_the_best_allowed_items_and_give_coverage_and_popularity(rows
     ]
     assert result.metrics["popularity_bias@3"] == pytest.approx(np.mean(lift))
     assert 0 < result.metrics["popularity_rank@5"] < 1
+
+
+@pytest.mark.parametrize("item_chunk", [20, 65536])
+@pytest.mark.parametrize("dot_product", [True, False])
+def test_no_list_holds_a_seen_item_even_where_it_is_the_target(item_chunk, dot_product):
+    rows = make_rows(target_in_history=(2, 8))
+    model = DotModel()
+    if not dot_product:
+        model = ScoreModel(rows, all_scores(rows, model))
+    whole = evaluate(rows, model, cutoffs=(NUM_ITEMS,), beyond_accuracy=True, item_chunk=item_chunk)
+    for i in range(len(rows)):
+        listed = whole.recommended[i]
+        seen = set(rows.history(i).tolist())
+        assert sorted(listed[listed > 0]) == sorted(set(range(1, NUM_ITEMS + 1)) - seen)
+    assert whole.ranks[2] == whole.ranks[8] == NUM_ITEMS
 
 
 def test_intervals_resample_users_with_all_their_rows():
