@@ -215,6 +215,10 @@ class SequenceModel(SequencePreTrainedModel):
         """Width of the states, equal to the width of the scoring table."""
         return self.config.hidden_size
 
+    def lookup(self, ids: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        """Input vectors of right-padded ids: (batch, length) and the fused table -> (batch, length, hidden)."""
+        return self.item_encoder.lookup(ids, table)
+
     def encode(self, item_vectors: torch.Tensor, lengths: torch.Tensor, last_only: bool = False) -> torch.Tensor:
         """States of right-padded sequences.
 
@@ -239,8 +243,7 @@ class SequenceModel(SequencePreTrainedModel):
             `last_hidden_state` (batch, length, hidden), zero at padding.
         """
         ids, lengths = to_right_padded(input_ids)
-        table = self.item_encoder()
-        states = self.encode(self.item_encoder.lookup(ids, table), lengths)
+        states = self.encode(self.lookup(ids, self.item_encoder()), lengths)
         # Back to the caller's columns: column j of a row of length n holds state j - (width - n).
         width = input_ids.shape[1]
         source = torch.arange(width, device=ids.device) - (width - lengths).unsqueeze(1)
@@ -286,10 +289,6 @@ class SequentialRecommender(SequencePreTrainedModel):
         """Hook for models that read their prediction at an added position (cloze models); identity otherwise."""
         return ids, lengths
 
-    def lookup(self, ids: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-        """Input vectors of right-padded ids: (batch, length) -> (batch, length, hidden)."""
-        return self.model.item_encoder.lookup(ids, table)
-
     def forward(
         self,
         input_ids: torch.Tensor,
@@ -317,21 +316,33 @@ class SequentialRecommender(SequencePreTrainedModel):
         if labels is None:
             return NextItemOutput(user_embeddings=self._user_embeddings(input_ids, table))
         ids, lengths, labels, negatives = to_right_padded(input_ids, labels, _per_position(negatives, labels))
+        if ids.shape[1] > self.config.max_length:
+            raise ValueError(
+                f"training rows of {ids.shape[1]} positions exceed `max_length` {self.config.max_length}: crop them, as "
+                "`SequenceDataset` does."
+            )
+        last_only = self.supervision == "last_position"
+        if last_only and not torch.compiler.is_compiling() and bool((labels != IGNORE_INDEX).sum(1).gt(1).any()):
+            raise ValueError(
+                f"{type(self).__name__} learns the last position only: label nothing else, use prefix rows."
+            )
         states, targets, sampled = [], [], []
         for rows in length_groups(lengths):
             width = max(int(lengths[rows].max()), 1) if not torch.compiler.is_compiling() else ids.shape[1]
-            labelled = labels[rows, :width] != IGNORE_INDEX
-            encoded = self.model.encode(self.lookup(ids[rows, :width], table), lengths[rows])
+            columns = (rows, lengths[rows] - 1) if last_only else (rows, slice(width))
+            labelled = labels[columns] != IGNORE_INDEX
+            vectors = self.model.lookup(ids[rows, :width], table)
+            encoded = self.model.encode(vectors, lengths[rows], last_only=last_only)
             states.append(encoded[labelled])
-            targets.append(labels[rows, :width][labelled])
+            targets.append(labels[columns][labelled])
             if negatives is not None:
-                sampled.append(negatives[rows, :width][labelled])
+                sampled.append(negatives[columns][labelled])
         objective = objective or CrossEntropyLoss()
         total = objective(
             self.project_states(torch.cat(states)), torch.cat(targets), table, self.item_bias,
             torch.cat(sampled) if sampled else None,
         )  # fmt: skip
-        count = num_items_in_batch if num_items_in_batch is not None else sum(len(t) for t in targets)
+        count = num_items_in_batch if num_items_in_batch is not None else max(sum(len(t) for t in targets), 1)
         return NextItemOutput(loss=total / count)
 
     def _user_embeddings(self, input_ids: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
@@ -340,7 +351,7 @@ class SequentialRecommender(SequencePreTrainedModel):
             row = int((lengths == 0).nonzero()[0])
             raise ValueError(f"`input_ids` row {row} has no item: a recommender needs at least one item of history.")
         ids, lengths = self.prepare_for_scoring(ids, lengths)
-        return self.project_states(self.model.encode(self.lookup(ids, table), lengths, last_only=True))
+        return self.project_states(self.model.encode(self.model.lookup(ids, table), lengths, last_only=True))
 
     def score(self, input_ids: torch.Tensor, candidates: torch.Tensor | None = None) -> torch.Tensor:
         """Scores of items as the next one; higher is better.

@@ -171,9 +171,5 @@ class BERT4RecForSequentialRecommendation(SequentialRecommender):
             ids = torch.where(too_long.unsqueeze(1), ids.roll(-1, 1), ids)[:, : self.config.max_length]
         return ids, lengths + 1 - too_long.to(lengths.dtype)
 
-    def lookup(self, ids: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-        """See [`BERT4RecModel.lookup`]."""
-        return self.model.lookup(ids, table)
-
 
 register(BERT4RecConfig, BERT4RecForSequentialRecommendation)

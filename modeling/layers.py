@@ -104,7 +104,7 @@ class SelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """hidden -> intermediate -> hidden with dropout after each map.
+    """hidden -> intermediate -> hidden, then dropout.
 
     Args:
         config: Uses `hidden_size`, `intermediate_size`, `hidden_act`, `hidden_dropout_prob`.

@@ -20,7 +20,6 @@ class PopularityConfig(SequentialRecommenderConfig):
     model_type = "hf_seqrec_popularity"
 
     hidden_size: int = 1
-    max_length: int = 1
 
     def validate_architecture(self):
         """Refuse a width other than 1."""
