@@ -87,6 +87,12 @@ def build_llm(config: dict[str, Any]) -> PreTrainedModel:
     return _prepare(AutoModel.from_config(without_dropout(AutoConfig.for_model(values.pop("model_type"), **values))))
 
 
+def config_as_dict(config) -> dict[str, Any]:
+    """The shape of a model, without where it came from and how it was loaded on this machine."""
+    leave_out = ("auto_map", "custom_pipelines", "quantization_config")
+    return {name: value for name, value in config.to_diff_dict().items() if name[0] != "_" and name not in leave_out}
+
+
 def without_dropout(config):
     """Set every dropout of a configuration to 0: a frozen LLM gives the same states in training and in evaluation."""
     for name, value in config.to_dict().items():

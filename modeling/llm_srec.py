@@ -27,7 +27,7 @@ from transformers.activations import ACT2FN
 
 from .base import IGNORE_INDEX, NextItemOutput, SequentialRecommender, SequentialRecommenderConfig, register
 from .distillation import DistillationObjective
-from .llm import LLMRecommender, PromptEncoder, SlotVectors, load_llm
+from .llm import LLMRecommender, PromptEncoder, SlotVectors, config_as_dict, load_llm
 from .llm_processing import LLMSequentialRecommendationProcessor
 from .prompting import PromptProgram, Slot
 from .teacher import build_teacher, check_teacher, freeze_teacher, load_teacher, teacher_fingerprint
@@ -245,6 +245,10 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
             TypeError: A teacher without vectors, or an unknown option. ValueError: a teacher of another catalogue or with NaN,
                 switches that need a teacher without one, or prompts that the LLM cannot hold.
         """
+        reads = [name for name in ("user_vector", "distilled") if options.get(name, name == "distilled")]
+        reads += ["item_vectors"] if options.get("item_vectors", "teacher") != "none" else []
+        if teacher is None and reads:
+            raise ValueError(f"{' and '.join(reads)} need a teacher: give `teacher`, or switch them off.")
         by_reference = isinstance(teacher, str | os.PathLike)
         if by_reference:
             name = str(teacher)
@@ -259,7 +263,7 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
             check_teacher(teacher, len(catalogue.item_ids), data_fingerprint)
             options |= {
                 "teacher_fingerprint": teacher_fingerprint(teacher),
-                "teacher_config": teacher.config.to_dict(),
+                "teacher_config": config_as_dict(teacher.config),
             }
         model = load_llm(
             str(llm), llm_revision, options.get("llm_dtype", "auto"), options.get("llm_attn_implementation"),
@@ -291,7 +295,7 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
             num_title_tokens=len(tokens),
             llm_name_or_path=str(llm),
             llm_revision=processor.llm_revision,
-            llm_config=model.config.to_dict(),
+            llm_config=config_as_dict(model.config),
             **options,
         )
         out = cls(config, llm=model, teacher=teacher)

@@ -1,0 +1,280 @@
+"""Distil a sequential recommender into a frozen LLM: retrieval, closeness to the teacher's user vector, uniformity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+from transformers.trainer_utils import EvalLoopOutput
+
+from hf_seqrec.data import Sequences
+from hf_seqrec.evaluation import RankingEvaluator
+from hf_seqrec.modeling.distillation import DISTILLATIONS, DistillationObjective
+
+from .base import SeqRecTrainer, SeqRecTrainingArguments
+from .data import DataCollatorForNextItem, NegativeSampler, SequenceDataset, left_pad
+
+
+@dataclass
+class DistillationTrainingArguments(SeqRecTrainingArguments):
+    """Arguments of [`DistillationTrainer`].
+
+    > Parameters that control the loss
+
+    Args:
+        distillation: `mse`, `infonce` or `none`.
+        distillation_weight: Weight of the distillation term.
+        uniformity_weight: Weight of the uniformity term; 0 leaves it out.
+        normalize: Unit vectors in these two terms (published code; the equations do not normalise).
+        mse_reduction: `mean` over dimensions, or `sum`.
+        temperature: Of InfoNCE.
+        uniformity_includes_self: Count each user's pair with itself (equation 3 as written).
+        num_negatives: Items drawn per row, uniformly, never of the user's training sequence.
+
+    > Parameters that control the rows
+
+    Args:
+        targets: `last` (one example per user: its last training item) or `all` (auto-regressive: every item but the first).
+        prefixes_per_sequence: With `targets="all"`, how many prefixes of each sequence an epoch visits, drawn anew; 0: all.
+
+    > Parameters that control the schedule
+
+    Args:
+        lr_decay_per_evaluation: The learning rate is multiplied by this at every evaluation; 1 keeps to `lr_scheduler_type`.
+
+    Defaults that differ from [`SeqRecTrainingArguments`]: `per_device_train_batch_size=20`, `num_train_epochs=10`.
+    """
+
+    per_device_train_batch_size: int = 20
+    num_train_epochs: float = 10
+    distillation: str = field(default="mse", metadata={"help": f"One of {', '.join(DISTILLATIONS)}."})
+    distillation_weight: float = field(default=1.0, metadata={"help": "Weight of the distillation term."})
+    uniformity_weight: float = field(default=1.0, metadata={"help": "Weight of the uniformity term; 0: without."})
+    normalize: bool = field(default=True, metadata={"help": "Unit vectors in distillation and uniformity."})
+    mse_reduction: str = field(default="mean", metadata={"help": "mean or sum over dimensions."})
+    temperature: float = field(default=0.07, metadata={"help": "Temperature of InfoNCE."})
+    uniformity_includes_self: bool = field(
+        default=False, metadata={"help": "Count the pair of each user with itself, as equation 3 is written."}
+    )
+    num_negatives: int = field(default=3, metadata={"help": "Items drawn per row as negatives."})
+    targets: str = field(default="last", metadata={"help": "last (one example per user) or all (auto-regressive)."})
+    prefixes_per_sequence: int = field(
+        default=0, metadata={"help": "With targets=all: prefixes of each sequence per epoch, drawn anew; 0: all."}
+    )
+    lr_decay_per_evaluation: float = field(
+        default=1.0, metadata={"help": "Factor on the learning rate at every evaluation; 1: lr_scheduler_type rules."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.targets not in ("last", "all"):
+            raise ValueError(f"`targets` must be 'last' or 'all', got {self.targets!r}.")
+        if not 0 < self.lr_decay_per_evaluation <= 1:
+            raise ValueError(f"`lr_decay_per_evaluation` must be in (0, 1], got {self.lr_decay_per_evaluation}.")
+        if self.num_negatives < 0:
+            raise ValueError(f"`num_negatives` must not be negative, got {self.num_negatives}.")
+        self.make_objective()
+
+    def make_objective(self) -> DistillationObjective:
+        """The loss these arguments describe."""
+        return DistillationObjective(
+            distillation=self.distillation,
+            distillation_weight=self.distillation_weight,
+            uniformity_weight=self.uniformity_weight,
+            normalize=self.normalize,
+            mse_reduction=self.mse_reduction,
+            temperature=self.temperature,
+            include_self=self.uniformity_includes_self,
+        )
+
+
+class TimedSequenceDataset(SequenceDataset):
+    """[`SequenceDataset`] whose rows also have `timestamps`, when the sequences do."""
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        example = super().__getitem__(row)
+        if self.sequences.timestamps is not None:
+            start, stop, _ = self._range(int(row))
+            example["timestamps"] = self.sequences.timestamps[start:stop]
+        return example
+
+
+@dataclass
+class DataCollatorForDistillation(DataCollatorForNextItem):
+    """Histories, the one item after each, negatives (batch, 1, n), and `timestamps` when the rows have them."""
+
+    last_position_only: bool = True
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Rows of [`TimedSequenceDataset`] to tensors (batch, longest)."""
+        batch = super().__call__(examples)
+        if "timestamps" in examples[0]:
+            batch["timestamps"] = left_pad([np.asarray(example["timestamps"])[:-1] for example in examples])
+        return batch
+
+
+class DistillationTrainer(SeqRecTrainer):
+    """Trains LLM-SRec, and as its special cases without distillation TALLRec, LLaRA, CoLLM and A-LLMRec.
+
+    Args:
+        model: An [`~hf_seqrec.modeling.llm_srec.LLMSRecForSequentialRecommendation`].
+        args: [`DistillationTrainingArguments`].
+        train_dataset: The training part of a split ([`~hf_seqrec.data.Sequences`]), or a ready data set.
+        eval_dataset: [`~hf_seqrec.data.EvaluationSet`], for example `split.validation`.
+        kwargs: As in `transformers.Trainer`; `processing_class` takes the processor that travels with the model.
+
+    Raises:
+        ValueError: The sequences hold items outside the model's catalogue, or no timestamps where prompts show dates; or the loss
+            needs a teacher head that the model has not.
+
+    Example:
+        >>> trainer = DistillationTrainer(model, DistillationTrainingArguments("out"), train_dataset=split.train,
+        ...                               eval_dataset=split.validation, processing_class=processor)  # doctest: +SKIP
+        >>> trainer.train()                                                                           # doctest: +SKIP
+    """
+
+    training_args_class = DistillationTrainingArguments
+
+    def __init__(self, model=None, args=None, data_collator=None, train_dataset=None, eval_dataset=None, **kwargs):
+        args = args if args is not None else self.training_args_class(output_dir="trainer_output")
+        self.objective = args.make_objective()
+        if self.objective.needs_teacher and not model.config.distilled:
+            raise ValueError(
+                f"distillation={args.distillation!r} needs a model built with `distilled=True`; train this one with "
+                "distillation='none'."
+            )
+        if self.objective.uniformity_weight and not self.objective.needs_teacher and model.config.distilled:
+            raise ValueError(
+                "a model built with `distilled=True` has a teacher head, which distillation='none' never trains."
+            )
+        if isinstance(train_dataset, Sequences):
+            highest = int(train_dataset.item_index.max(initial=0))
+            if highest > model.config.num_items:
+                raise ValueError(
+                    f"the training sequences hold item_index {highest}, the model's catalogue ends at "
+                    f"{model.config.num_items}: build the model with the catalogue of this data set."
+                )
+            if model.needs_timestamps and train_dataset.timestamps is None:
+                raise ValueError(
+                    "the model's prompts show dates, but of this data set only the order is known: build the model with "
+                    "`dates=False`."
+                )
+            train_dataset = self.make_dataset(model, args, train_dataset)
+        if data_collator is None and train_dataset is not None:
+            sampler = None
+            if args.num_negatives:
+                sampler = NegativeSampler(
+                    model.config.num_items, args.num_negatives, per="sequence", exclude_history=True
+                )
+            data_collator = DataCollatorForDistillation(
+                sampler=sampler, sequences=getattr(train_dataset, "sequences", None)
+            )
+        self._terms: dict[str, list[torch.Tensor]] = {}
+        super().__init__(model, args, data_collator, train_dataset, eval_dataset, **kwargs)
+
+    @staticmethod
+    def make_dataset(model, args: DistillationTrainingArguments, sequences: Sequences) -> TimedSequenceDataset:
+        """One row per user, or one per prefix of a user's sequence."""
+        return TimedSequenceDataset(
+            sequences,
+            model.config.max_length,
+            rows="sequence" if args.targets == "last" else "prefix",
+            prefixes_per_sequence=(args.prefixes_per_sequence or None) if args.targets == "all" else None,
+            seed=args.data_seed if args.data_seed is not None else args.seed,
+        )
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """L_Retrieval + L_Distill + L_Uniform; each term is also logged."""
+        inputs = {**inputs, "objective": self.objective}
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        for name, term in outputs.terms.items():
+            self._terms.setdefault(name, []).append(term.detach())
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs, start_time=None):
+        """Add the mean of each term per optimizer step since the last log."""
+        if self._terms and "loss" in logs:
+            steps = max(1, len(next(iter(self._terms.values()))) // self.args.gradient_accumulation_steps)
+            logs = {
+                **logs,
+                **{f"loss_{name}": float(torch.stack(values).sum()) / steps for name, values in self._terms.items()},
+            }
+            self._terms = {}
+        super().log(logs, start_time)
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        """A learning rate that falls by a factor at every evaluation, when asked for."""
+        factor = self.args.lr_decay_per_evaluation
+        if factor == 1 or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        if self.args.eval_strategy == "no":
+            raise ValueError("`lr_decay_per_evaluation` needs evaluations: set `eval_strategy`.")
+        every = num_training_steps / self.args.num_train_epochs
+        if self.args.eval_strategy == "steps":
+            every = self.args.eval_steps if self.args.eval_steps >= 1 else num_training_steps * self.args.eval_steps
+        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda step: factor ** int(step / max(every, 1)))
+        return self.lr_scheduler
+
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ) -> EvalLoopOutput:
+        """See [`SeqRecTrainer.evaluation_loop`]; prompts with dates get the times of the rows that are ranked."""
+        model = self.accelerator.unwrap_model(self.model)
+        if not model.needs_timestamps:
+            return super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
+            )
+        evaluator = TimedRankingEvaluator(
+            dataloader.dataset,
+            num_items=model.config.num_items,
+            protocol=self.protocol("test" if metric_key_prefix.startswith("test") else "validation"),
+            batch_size=self.args.ranking_batch_size,
+            accelerator=self.accelerator if self.args.world_size > 1 else None,
+        )
+        result = evaluator(model)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in result.metrics.items()}
+        return EvalLoopOutput(result.ranks, label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))
+
+
+class TimedRankingEvaluator(RankingEvaluator):
+    """[`~hf_seqrec.evaluation.RankingEvaluator`] that also tells the model when each item of a history was chosen.
+
+    Raises:
+        ValueError: Of the evaluation set only the order is known.
+    """
+
+    def __init__(self, evaluation_set, *args, **kwargs):
+        super().__init__(evaluation_set, *args, **kwargs)
+        if evaluation_set.sequences.timestamps is None:
+            raise ValueError(
+                "prompts with dates need timestamps, of this data only the order is known: use `dates=False`."
+            )
+
+    def _input_ids(self, rows, max_length):
+        ids = super()._input_ids(rows, max_length)
+        column = np.arange(ids.shape[1]) - ids.shape[1] + self._stop[rows][:, None]
+        times = self.evaluation_set.sequences.timestamps[np.maximum(column, 0)]
+        self.times = torch.from_numpy(np.where(ids.numpy() > 0, times, 0))
+        return ids
+
+    def _rank_all(self, model):
+        return super()._rank_all(_WithTimes(self.accelerator.unwrap_model(model) if self.accelerator else model, self))
+
+
+class _WithTimes(torch.nn.Module):
+    """A model that is called with ids and answers with the times of the evaluator's current rows."""
+
+    is_dot_product = True
+
+    def __init__(self, model, evaluator: TimedRankingEvaluator):
+        super().__init__()
+        self.model, self.evaluator, self.config = model, evaluator, model.config
+
+    def forward(self, input_ids):
+        return self.model(input_ids, timestamps=self.evaluator.times.to(input_ids.device))
+
+    def item_representations(self):
+        return self.model.item_representations()
