@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "train a recommender, evaluate it and save it",
     "evaluate": "rank the held-out items with a saved recommender and write a record",
     "compare": "compare two records: paired test and interval of the difference",
+    "diagnose": "does a recommender understand order, and for whom does it work",
     "recommend": "recommend items for a history of titles or item ids",
     "push": "push a saved recommender to the Hub",
 }
