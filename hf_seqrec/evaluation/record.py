@@ -242,6 +242,7 @@ def hash_config(config: Any) -> str:
         "name_or_path",
         "architectures",
         "auto_map",
+        "custom_pipelines",
         "torch_dtype",
         "dtype",
     ):

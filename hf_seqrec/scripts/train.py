@@ -230,6 +230,7 @@ def main(script_args: ScriptArguments, training_args: Any, model_args: Any = Non
         FileExistsError: If the output folder holds something and neither `overwrite` nor a resume was asked for.
         ValueError: If the data set, the split or a hyper-parameter is wrong; nothing was written then.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import set_seed
     from transformers.utils import logging
 
@@ -257,7 +258,10 @@ def main(script_args: ScriptArguments, training_args: Any, model_args: Any = Non
     split = make_split(script_args.split, data.sequences)
     hyper_parameters = asdict(model_args) if model_args is not None else {}
     num_items = data.catalogue.num_items
-    config = config_class(head)(num_items=num_items, data_fingerprint=data.fingerprint, **hyper_parameters)
+    try:
+        config = config_class(head)(num_items=num_items, data_fingerprint=data.fingerprint, **hyper_parameters)
+    except StrictDataclassError as error:
+        raise ValueError(str(error.__cause__ or error)) from error
     if training_args.push_to_hub:
         from huggingface_hub import whoami
 
