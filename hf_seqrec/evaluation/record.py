@@ -247,6 +247,7 @@ def hash_config(config: Any) -> str:
         "dtype",
     ):
         values.pop(key, None)
+    values.setdefault("use_cache", False)  # a `Trainer` adds it to the configuration in memory; no file keeps it
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
