@@ -70,13 +70,20 @@ class EvaluationResult:
             for rows in self.evaluation_set.chunks():
                 pairs = _sorted_pairs(self.evaluation_set, rows, self.num_items)
                 counts[rows] -= np.bincount(pairs // (self.num_items + 1), minlength=rows.stop - rows.start)
-            counts += self.evaluation_set.repeats_history
+            counts += self.evaluation_set.repeats_history  # the target of such a row is among the excluded
         return counts
 
     @cached_property
     def floor(self) -> dict[str, float]:
-        """Expected value of every ranking metric for a random order of the same items."""
-        return random_floor(self.num_ranked, self.protocol.cutoffs, suffix=self.protocol.suffix)
+        """Expected value of every ranking metric for a random order of the same items, which misses seen targets too."""
+        floor = random_floor(self.num_ranked, self.protocol.cutoffs, suffix=self.protocol.suffix)
+        if not (self.protocol.exclude_seen and self.targets_seen):
+            return floor
+        can_hit = ~self.evaluation_set.repeats_history
+        if not can_hit.any():
+            return dict.fromkeys(floor, 0.0)
+        floor = random_floor(self.num_ranked[can_hit], self.protocol.cutoffs, suffix=self.protocol.suffix)
+        return {name: value * float(can_hit.mean()) for name, value in floor.items()}
 
     def __str__(self) -> str:
         lines = [self.protocol.describe()]

@@ -159,6 +159,10 @@ def test_a_target_in_its_own_history_is_a_miss_when_seen_items_are_excluded():
     assert result.targets_seen == 2
     assert result.ranks[2] == result.ranks[8] == NUM_ITEMS
     assert ranking_scores(result.ranks, [NUM_ITEMS])[f"hr@{NUM_ITEMS}"][[2, 8]].tolist() == [0, 0]
+    assert result.num_ranked[2] == NUM_ITEMS - len(set(rows.history(2).tolist())) + 1
+    assert result.floor[f"hr@{NUM_ITEMS}"] == result.metrics[f"hr@{NUM_ITEMS}"] == pytest.approx(35 / 37)
+    only_seen = evaluate(rows.subset(np.array([2, 8])), model)
+    assert set(only_seen.floor.values()) == set(only_seen.metrics.values()) == {0.0}
     allowed = evaluate(rows, model, exclude_seen=False, cutoffs=(NUM_ITEMS,))
     assert allowed.targets_seen == 2
     assert allowed.metrics[f"hr@{NUM_ITEMS}"] == 1.0
