@@ -197,7 +197,7 @@ def plot_cross_domain(
             axes.plot([low, high], [place] * 2, color=look["color"], linewidth=2)
             axes.plot([result.metrics[whole]], [place], **look)
             axes.plot([result.floor[whole]], [place], marker="|", color=_GREY, markersize=16, markeredgewidth=2)
-        labels = [f"{result.model}\n{result.source} → {result.dataset}" for result in ordered]
+        labels = [f"{result.model}\n{result.source}\n→ {result.dataset}" for result in ordered]
         axes.set_yticks(range(len(ordered)), labels)
         axes.set_ylim(len(ordered) - 0.5, -0.5)
         axes.set_xlim(left=0)

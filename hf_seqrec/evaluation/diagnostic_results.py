@@ -215,7 +215,7 @@ class ShuffleDiagnostic(Diagnostic):
         if self.shuffled == "inference":
             what = "whole histories" if self.last is None else f"the last {self.last} items"
             lines.append(
-                f"{len(self.shuffle_seeds)} shuffles of {what}; {self.reordered:.1%} of {self.num_rows:,} histories changed"
+                f"Mean of {len(self.shuffle_seeds)} shuffle(s) of {what}; {self.reordered:.1%} of {self.num_rows:,} histories changed"
             )
             lines.append(
                 "No user vectors: the model is not a dot product."
@@ -330,7 +330,7 @@ class CrossDomainDiagnostic(Diagnostic):
         for name in self._shown(metrics, list(self.metrics)):
             low, high = self.intervals[name]
             table.add_row(name, f"{self.metrics[name]:.4f}", f"[{low:.4f}, {high:.4f}]", f"{self.floor[name]:.4f}")
-        shared = f", {self.num_shared_items:,} of them also in the training data" if self.num_shared_items else ""
+        shared = f", {self.num_shared_items:,} with an id of the training data" if self.num_shared_items else ""
         table.caption = f"{self.num_items:,} items known by their texts{shared}; {self.num_rows:,} rows"
         table.caption_justify = "left"
         return table

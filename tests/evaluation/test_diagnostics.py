@@ -605,7 +605,7 @@ def test_pictures_show_every_model_and_what_they_are_of(results, tmp_path):
     figure = plot_groups(results["groups"], "hr@5", path=tmp_path / "groups.png")
     assert {text.get_text() for text in figure.axes[0].texts} == {"random order", "Successor", "Set"}
     figure = plot_cross_domain(results["cross-domain"], path=tmp_path / "cross.png")
-    assert figure.axes[0].get_yticklabels()[0].get_text() == "Text\ndemo-world (simulated) → circle"
+    assert figure.axes[0].get_yticklabels()[0].get_text() == "Text\ndemo-world (simulated)\n→ circle"
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "cross.png",
         "groups.png",
