@@ -181,7 +181,7 @@ def print_table(parts: list[dict]) -> None:
         chosen = {part["library"]: part for part in parts if part["dataset"] == dataset}
         ours = chosen.get("ours")
         to_best = any(part["to_best"] for part in chosen.values())
-        table = Table(title=f"SASRec on {dataset}, one thread = {next(iter(chosen.values()))['threads']}")
+        table = Table(title=f"SASRec on {dataset}, {next(iter(chosen.values()))['threads']} thread(s)")
         headings = ["library", "CPU s / epoch", "x ours", "share of matmul rate", "peak GB"]
         headings += ["best epoch", "NDCG@10", "CPU s to it", "ours to the same", "x ours"] if to_best else ["NDCG@10"]
         for heading in headings:
