@@ -1,0 +1,1 @@
+"""The commands of `seqrec`, each also a script of its own."""
