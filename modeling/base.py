@@ -116,8 +116,8 @@ class NextItemOutput(ModelOutput):
         user_embeddings: (batch, dim), the state that predicts the next item.
     """
 
-    loss: torch.FloatTensor | None = None
-    user_embeddings: torch.FloatTensor | None = None
+    loss: torch.Tensor | None = None
+    user_embeddings: torch.Tensor | None = None
 
 
 def to_right_padded(input_ids: torch.Tensor, *aligned: torch.Tensor | None):
@@ -148,7 +148,7 @@ def to_right_padded(input_ids: torch.Tensor, *aligned: torch.Tensor | None):
     longest = max(int(lengths.max()) if not torch.compiler.is_compiling() else width, 1)
     source = (column[:longest] + (width - lengths).unsqueeze(1)).clamp(max=width - 1)
     inside = column[:longest] < lengths.unsqueeze(1)
-    moved = [input_ids.gather(1, source) * inside]
+    moved: list[Any] = [input_ids.gather(1, source) * inside]
     for tensor in aligned:
         if tensor is None:
             moved.append(None)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,10 +42,10 @@ class _FullCrossEntropy(torch.autograd.Function):
             rows = _chunk_rows(w.shape[0], h.device)
             need_h, need_w, need_b = ctx.needs_input_grad[:3]
             total = torch.zeros((), dtype=torch.float64 if device_type == "cpu" else torch.float32, device=h.device)
-            grad_h = torch.empty_like(h) if need_h else None
+            grad_h: Any = torch.empty_like(h) if need_h else None
             # Sums over many chunks keep full precision whatever the compute type.
-            grad_w = torch.zeros(w.shape, dtype=torch.float32, device=h.device) if need_w else None
-            grad_b = torch.zeros(w.shape[0], dtype=torch.float32, device=h.device) if need_b else None
+            grad_w: Any = torch.zeros(w.shape, dtype=torch.float32, device=h.device) if need_w else None
+            grad_b: Any = torch.zeros(w.shape[0], dtype=torch.float32, device=h.device) if need_b else None
             buffer = torch.empty(min(rows, len(h)), w.shape[0], dtype=dtype, device=h.device)
             for start in range(0, len(h), rows):
                 part, y = h[start : start + rows], target[start : start + rows].unsqueeze(1)
@@ -88,7 +89,7 @@ class _ChunkedSum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, table, bias, target, negatives, term):
-        inputs = [None if t is None else t.detach().requires_grad_() for t in (hidden, table, bias)]
+        inputs: list[Any] = [None if t is None else t.detach().requires_grad_() for t in (hidden, table, bias)]
         rows = _chunk_rows(negatives.shape[1] * table.shape[1], hidden.device)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_h = torch.zeros_like(hidden)

@@ -120,7 +120,8 @@ class SeqRecTrainer(Trainer):
             raise TypeError(
                 f"evaluation needs an EvaluationSet (for example `split.validation`), got {type(dataset).__name__}."
             )
-        return DataLoader(dataset, batch_size=self.args.ranking_batch_size)
+        # It has length and items, which is all that a loader asks for.
+        return DataLoader(dataset, batch_size=self.args.ranking_batch_size)  # type: ignore[arg-type]
 
     def protocol(self, part: str = "validation") -> Protocol:
         """The protocol under which this trainer evaluates."""

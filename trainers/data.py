@@ -201,17 +201,17 @@ class DataCollatorForNextItem:
         if self.last_position_only:
             batch["labels"][:, :-1] = IGNORE_INDEX
         if self.sampler is not None:
-            batch["negatives"] = self._negatives(examples, rows, batch["labels"].shape[1])
+            batch["negatives"] = self._negatives(self.sampler, examples, rows, batch["labels"].shape[1])
         return batch
 
-    def _negatives(self, examples, rows, width):
-        shared = self.sampler.per == "sequence"
-        out = np.ones((len(rows), 1 if shared else width, self.sampler.num_negatives), dtype=np.int64)
+    def _negatives(self, sampler: NegativeSampler, examples, rows, width):
+        shared = sampler.per == "sequence"
+        out = np.ones((len(rows), 1 if shared else width, sampler.num_negatives), dtype=np.int64)
         for target, example, row in zip(out, examples, rows, strict=True):
             # The third number keeps negatives independent of the crop drawn with the same key.
             generator = np.random.default_rng([*example["generator_key"], 1])
             history = row if self.sequences is None else self.sequences[example["user"]]
-            drawn = self.sampler(generator, len(row) - 1, history)
+            drawn = sampler(generator, len(row) - 1, history)
             target[-len(drawn) :] = drawn
         return torch.from_numpy(out)
 

@@ -40,7 +40,7 @@ class _Places:
         if offsets is None:
             self.place: NDArray[np.float64] = flat
             self.start, self.count = np.arange(len(flat)), np.ones(1)
-            self.order = self.count  # broadcasts: every row has one target, the first of its row
+            self.order: NDArray = self.count  # broadcasts: every row has one target, the first of its row
             return
         bounds = np.asarray(offsets, dtype=np.int64)
         if bounds.ndim != 1 or len(bounds) < 2 or bounds[0] != 0 or bounds[-1] != len(flat):

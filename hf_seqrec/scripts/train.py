@@ -93,7 +93,7 @@ def model_arguments(head: type) -> type:
     helps = _documented_fields(config)
     chosen = []
     for one in own:
-        default = one.default if one.default is not MISSING else one.default_factory()  # type: ignore[misc]
+        default = one.default if one.default is not MISSING else one.default_factory()  # type: ignore[misc, operator]
         how: dict[str, Any] = {"metadata": {"help": helps[one.name]}}
         if isinstance(default, list | tuple):
             how["default_factory"] = lambda default=default: list(default)
