@@ -42,7 +42,11 @@ def main() -> None:
         candidates=f"sampled{args.candidates}" if args.candidates else "full", exclude_seen=bool(args.exclude_seen)
     )
     ranking_clock.measure(
-        lambda: RankingEvaluator(rows, num_items, protocol, candidates=candidates)(model).metrics,
+        lambda: (
+            RankingEvaluator(rows, num_items, protocol, candidates=candidates, batch_size=args.batch_size or None)(
+                model
+            ).metrics
+        ),
         len(rows),
         "hf-seqrec",
         args,

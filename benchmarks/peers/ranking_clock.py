@@ -20,6 +20,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--random-users", type=int, default=0, help="and as many users with 50 items each")
     parser.add_argument("--candidates", type=int, default=0, help="sampled negatives per user; 0: full ranking")
     parser.add_argument("--exclude-seen", type=int, default=1, help="1: items of the history cannot be recommended")
+    parser.add_argument("--batch-size", type=int, default=0, help="users per batch; 0: the library's default")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--max-length", type=int, default=200)

@@ -46,7 +46,6 @@ def main() -> None:
             "metrics": ["Hit", "NDCG", "MRR"],
             "topk": [5, 10, 20],
             "valid_metric": "NDCG@10",
-            "eval_batch_size": 256,
             "eval_args": {
                 "split": {"LS": "valid_and_test"},
                 "order": "TO",
@@ -54,6 +53,8 @@ def main() -> None:
                 "mode": f"uni{args.candidates}" if args.candidates else "full",
             },
         }
+        if args.batch_size:
+            settings["eval_batch_size"] = args.batch_size
         config = Config(model="SASRec", dataset=name, config_dict=settings)
         init_seed(config["seed"], config["reproducibility"])
         torch.set_num_threads(args.threads)

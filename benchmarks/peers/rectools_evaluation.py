@@ -38,6 +38,7 @@ def main() -> None:
         session_max_len=args.max_length,
         loss="softmax",
         batch_size=8,
+        **({"recommend_batch_size": args.batch_size} if args.batch_size else {}),
         get_trainer_func=trainer,
     )
     dataset = Dataset.construct(history)
