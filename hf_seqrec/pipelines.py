@@ -6,7 +6,6 @@ This file also travels to the Hub beside the model, where it runs without the li
 import importlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from itertools import chain, islice
 from typing import Any
 
@@ -76,7 +75,7 @@ class SequentialRecommendationPipeline(Pipeline):
         # The factory of transformers puts classes where the names stood, and a configuration with classes cannot be saved.
         for pipelines in (getattr(model.config, "custom_pipelines", None) or {}).values():
             pipelines["pt"] = [getattr(entry, "__name__", entry) for entry in pipelines.get("pt", ())]
-        self._item_table: tuple[Any, torch.Tensor] | None = None
+        self._cached_table: tuple | None = None
         super().__init__(model=model.eval(), processor=processor, task=task, **kwargs)
 
     def _sanitize_parameters(
@@ -158,14 +157,14 @@ class SequentialRecommendationPipeline(Pipeline):
     def _forward(self, prepared, top_k=10, exclude_seen=True):  # type: ignore[override]
         """The best items: `item_index` and `scores`, each (batch, ≤ top_k), -inf where no item is left."""
         input_ids, candidates = prepared["input_ids"], prepared["candidates"]
-        with self._fixed_item_table():
-            if candidates is None:
-                scores = self.model.score(input_ids)
-            else:
-                # Columns by item_index here too, so that what follows is the same for both.
-                chosen = self.model.score(input_ids, candidates=candidates.expand(len(input_ids), -1))
-                scores = chosen.new_full((len(input_ids), self.model.config.num_items + 1), -torch.inf)
-                scores[:, candidates] = chosen
+        table = self._item_table()
+        if candidates is None:
+            scores = self.model.score(input_ids, **table)
+        else:
+            # Columns by item_index here too, so that what follows is the same for both.
+            chosen = self.model.score(input_ids, candidates=candidates.expand(len(input_ids), -1), **table)
+            scores = chosen.new_full((len(input_ids), self.model.config.num_items + 1), -torch.inf)
+            scores[:, candidates] = chosen
         if bool(torch.isnan(scores).any()):
             raise ValueError(
                 "the model's scores are not numbers (NaN): its weights are damaged or its training diverged."
@@ -190,22 +189,15 @@ class SequentialRecommendationPipeline(Pipeline):
             )
         return answers
 
-    @contextmanager
-    def _fixed_item_table(self):
-        """Let the model score against a table that is computed once per weight version, not once per call."""
+    def _item_table(self) -> dict[str, torch.Tensor]:
+        """The model's `item_table` argument, fused once per weight version; nothing for models that have no such table."""
         if not getattr(self.model, "is_dot_product", False):
-            yield
-            return
+            return {}
         tensors = chain(self.model.parameters(), self.model.buffers())
         version = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
-        if self._item_table is None or self._item_table[0] != version:
-            self._item_table = version, self.model.item_representations()
-        table = self._item_table[1]
-        self.model.item_representations = lambda: table
-        try:
-            yield
-        finally:
-            self.model.__dict__.pop("item_representations", None)  # back to the method of the class
+        if self._cached_table is None or self._cached_table[0] != version:
+            self._cached_table = version, self.model.item_representations()
+        return {"item_table": self._cached_table[1]}
 
     def save_pretrained(self, save_directory, **kwargs):
         """Write model, processor and the code of both and of this pipeline into a folder."""

@@ -296,6 +296,7 @@ class SequentialRecommender(SequencePreTrainedModel):
         negatives: torch.Tensor | None = None,
         objective: NextItemLoss | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        item_table: torch.Tensor | None = None,
         **kwargs,
     ) -> NextItemOutput:
         """Loss of the labelled positions, or the state that predicts the next item.
@@ -307,12 +308,14 @@ class SequentialRecommender(SequencePreTrainedModel):
             objective: The loss; full cross-entropy when not given.
             num_items_in_batch: Number of labels over all micro-batches and processes of an optimizer step; the loss is
                 the sum divided by it, so that it does not depend on how the step was split. Mean when not given.
+            item_table: (num_items + 1, dim) what `item_representations` returned, where a caller scores many batches with
+                the same weights; computed when not given.
             kwargs: Unused; declares to the `Trainer` that the loss is already scaled.
 
         Returns:
             [`NextItemOutput`] with `loss` when labelled, else with `user_embeddings`.
         """
-        table = self.item_representations()
+        table = self.item_representations() if item_table is None else item_table
         if labels is None:
             return NextItemOutput(user_embeddings=self._user_embeddings(input_ids, table))
         ids, lengths, labels, negatives = to_right_padded(input_ids, labels, _per_position(negatives, labels))
@@ -353,12 +356,18 @@ class SequentialRecommender(SequencePreTrainedModel):
         ids, lengths = self.prepare_for_scoring(ids, lengths)
         return self.project_states(self.model.encode(self.model.lookup(ids, table), lengths, last_only=True))
 
-    def score(self, input_ids: torch.Tensor, candidates: torch.Tensor | None = None) -> torch.Tensor:
+    def score(
+        self,
+        input_ids: torch.Tensor,
+        candidates: torch.Tensor | None = None,
+        item_table: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Scores of items as the next one; higher is better.
 
         Args:
             input_ids: (batch, length) item_index, left-padded with 0; only the last `config.max_length` count.
             candidates: (batch, num_candidates) item_index to score, or None for the whole catalogue.
+            item_table: See `forward`.
 
         Returns:
             (batch, num_items + 1) with -inf in column 0 (padding is never recommended), or (batch, num_candidates).
@@ -369,7 +378,8 @@ class SequentialRecommender(SequencePreTrainedModel):
             >>> model.score(torch.tensor([[0, 3, 7]])).shape
             torch.Size([1, 21])
         """
-        table, bias = self.item_representations(), self.item_bias
+        table = self.item_representations() if item_table is None else item_table
+        bias = self.item_bias
         users = self._user_embeddings(input_ids, table)
         if candidates is None:
             scores = users @ table.T

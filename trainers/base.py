@@ -25,7 +25,7 @@ class SeqRecTrainingArguments(TrainingArguments):
         exclude_seen: Items of the history cannot be recommended.
         cutoffs: Cut-offs of the metrics.
         early_stopping_patience: Stop after this many evaluations without a better value; 0 never stops early.
-        ranking_batch_size: Users scored at once in evaluation.
+        ranking_batch_size: Users scored at once in evaluation; None: what suits the device.
 
     Defaults that differ from `TrainingArguments`: `learning_rate=1e-3`, `per_device_train_batch_size=128`,
     `num_train_epochs=100`, evaluation, logging and checkpoints once per epoch, the best checkpoint (by `ndcg@10`) loaded at the
@@ -50,7 +50,9 @@ class SeqRecTrainingArguments(TrainingArguments):
     early_stopping_patience: int = field(
         default=10, metadata={"help": "Stop after this many evaluations without a better value; 0: never."}
     )
-    ranking_batch_size: int = field(default=256, metadata={"help": "Users scored at once in evaluation."})
+    ranking_batch_size: int | None = field(
+        default=None, metadata={"help": "Users scored at once in evaluation; by default what suits the device."}
+    )
 
 
 class _EpochCallback(TrainerCallback):
@@ -121,7 +123,7 @@ class SeqRecTrainer(Trainer):
                 f"evaluation needs an EvaluationSet (for example `split.validation`), got {type(dataset).__name__}."
             )
         # It has length and items, which is all that a loader asks for.
-        return DataLoader(dataset, batch_size=self.args.ranking_batch_size)  # type: ignore[arg-type]
+        return DataLoader(dataset, batch_size=self.args.ranking_batch_size or 256)  # type: ignore[arg-type]
 
     def protocol(self, part: str = "validation") -> Protocol:
         """The protocol under which this trainer evaluates."""

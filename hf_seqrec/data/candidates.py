@@ -156,7 +156,8 @@ def _draw_chunk(
     row_of = np.repeat(np.arange(count), stop - start)
     history = evaluation_set.item_index[flat_positions(start, stop)]
     # One sorted number per forbidden (row, item) pair makes "is it forbidden?" a binary search.
-    forbidden = np.unique(np.concatenate([row_of * width + history, np.arange(count) * width + target]))
+    forbidden = np.sort(np.concatenate([row_of * width + history, np.arange(count) * width + target]))
+    forbidden = forbidden[np.append(True, forbidden[1:] != forbidden[:-1])]  # many times faster than `np.unique`
     num_forbidden = np.bincount(forbidden // width, minlength=count)
     free = num_items - num_forbidden
     if free.min() < num_negatives:

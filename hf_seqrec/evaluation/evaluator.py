@@ -457,7 +457,7 @@ class _DotProduct:
         self.buffer = torch.empty(rows * self.chunk, device=self.table.device)
 
     def _users(self, ids):
-        users = self.model(ids).user_embeddings.float()
+        users = self.model(ids, item_table=self.table).user_embeddings.float()
         _check_shape(users, (len(ids), self.table.shape[1]), "user_embeddings")
         return users
 

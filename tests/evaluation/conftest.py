@@ -50,7 +50,7 @@ class DotModel(torch.nn.Module):
         self.num_item_representations += 1
         return self.table
 
-    def forward(self, input_ids):
+    def forward(self, input_ids, item_table=None):
         assert not self.training
         assert torch.is_inference_mode_enabled()
         assert bool((input_ids[:, -1] > 0).all())  # left-padded

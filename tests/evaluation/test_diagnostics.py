@@ -88,14 +88,14 @@ class Successor(torch.nn.Module):
     def item_representations(self):
         return self.table
 
-    def forward(self, input_ids):
+    def forward(self, input_ids, item_table=None):
         return SimpleNamespace(user_embeddings=self.table[(input_ids[:, -1] - 1 + self.step) % self.num_items + 1])
 
 
 class SetOfItems(Successor):
     """Sees which items there are, not their order."""
 
-    def forward(self, input_ids):
+    def forward(self, input_ids, item_table=None):
         return SimpleNamespace(user_embeddings=self.table[input_ids].sum(1))
 
 
@@ -455,7 +455,7 @@ class TextModel(torch.nn.Module):
     def item_bias(self):
         return torch.arange(len(self.titles) + 1) / 50 if self.biased else None
 
-    def forward(self, input_ids):
+    def forward(self, input_ids, item_table=None):
         assert input_ids.shape[1] <= 5
         return SimpleNamespace(user_embeddings=self.item_representations()[input_ids].sum(1))
 

@@ -114,7 +114,7 @@ def test_a_nan_is_an_error_that_names_the_row_and_its_user(rows, kind):
         forward = DotModel.forward
 
         class Broken(DotModel):
-            def forward(self, input_ids):
+            def forward(self, input_ids, item_table=None):
                 out = forward(self, input_ids)
                 out.user_embeddings[(input_ids == int(rows.history(3)[-1]))[:, -1]] = torch.nan
                 return out
@@ -308,7 +308,7 @@ def test_every_process_gets_all_ranks_exactly_once(rows):
 
 def test_a_nan_on_one_process_is_an_error_on_every_process(rows):
     class BrokenForLongest(DotModel):
-        def forward(self, input_ids):
+        def forward(self, input_ids, item_table=None):
             out = super().forward(input_ids)
             if input_ids.shape[1] > 15:
                 out.user_embeddings[:] = torch.nan
