@@ -99,7 +99,7 @@ class DistillationObjective:
             term = infonce(vectors[1], vectors[0], self.temperature)
             terms["distillation"] = self.distillation_weight * term / count
         if self.uniformity_weight:
-            term = sum(uniformity(vector, self.include_self) for vector in vectors)
+            term = torch.stack([uniformity(vector, self.include_self) for vector in vectors]).sum()
             terms["uniformity"] = self.uniformity_weight * term / count
         return terms
 

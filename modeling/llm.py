@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModel, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import cached_file
+from transformers.utils.hub import extract_commit_hash
 
 from .base import SequencePreTrainedModel, SequentialRecommenderConfig
 from .prompting import Slot
@@ -58,7 +59,7 @@ def load_llm(
         kwargs: For `AutoModel.from_pretrained`, for example `token` or `device_map`.
 
     Returns:
-        The model; `config._commit_hash` is its commit when it came from the Hub.
+        The model.
 
     Raises:
         ImportError: Quantization without bitsandbytes or GPU. ValueError: an unknown quantization.
@@ -85,6 +86,14 @@ def build_llm(config: dict[str, Any]) -> PreTrainedModel:
     """An LLM with random weights from its configuration as a dictionary; see [`load_llm`] for trained ones."""
     values = dict(config)
     return _prepare(AutoModel.from_config(without_dropout(AutoConfig.for_model(values.pop("model_type"), **values))))
+
+
+def resolve_revision(name_or_path: str, revision: str | None = None, **access) -> str | None:
+    """The commit behind a tag, a branch or None; what was given for a folder, which has no commits."""
+    if os.path.isdir(name_or_path):
+        return revision
+    path = cached_file(name_or_path, "config.json", revision=revision, **access)
+    return extract_commit_hash(str(path), None) or revision
 
 
 def config_as_dict(config) -> dict[str, Any]:

@@ -12,6 +12,7 @@ dates; `labels` (batch, length), -100 ignored; `negatives` (batch, length or 1, 
 Trains with: `DistillationTrainer`, on the last position of a row or on every prefix.
 """
 
+import copy
 import os
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -27,7 +28,7 @@ from transformers.activations import ACT2FN
 
 from .base import IGNORE_INDEX, NextItemOutput, SequentialRecommender, SequentialRecommenderConfig, register
 from .distillation import DistillationObjective
-from .llm import LLMRecommender, PromptEncoder, SlotVectors, config_as_dict, load_llm
+from .llm import LLMRecommender, PromptEncoder, SlotVectors, config_as_dict, load_llm, resolve_revision
 from .llm_processing import LLMSequentialRecommendationProcessor
 from .prompting import PromptProgram, Slot
 from .teacher import build_teacher, check_teacher, freeze_teacher, load_teacher, teacher_fingerprint
@@ -162,6 +163,10 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
     supervision: ClassVar[str] = "last_position"
     is_dot_product: ClassVar[bool] = True
     item_bias = None
+    title_tokens: torch.Tensor
+    title_offsets: torch.Tensor
+    item_latents: torch.Tensor
+    teacher: Any  # a SequentialRecommender, or None
 
     def __init__(
         self, config: LLMSRecConfig, llm: PreTrainedModel | None = None, teacher: SequentialRecommender | None = None
@@ -178,7 +183,7 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
         width = llm.get_input_embeddings().weight.shape[1]
         self.user_head = Projector(width, config.head_size, config.hidden_size, config.head_act)
         self.item_head = Projector(width, config.head_size, config.hidden_size, config.head_act)
-        teacher_width = None if teacher is None else teacher.item_representations().shape[1]
+        teacher_width = 0 if teacher is None else teacher.item_representations().shape[1]
         if config.item_vectors == "aligned":
             self.aligned = AlignedItemEncoder(teacher_width, width, config.latent_size)
             self.aligned.requires_grad_(False)  # trained beforehand, by `train_aligned_items`
@@ -249,22 +254,27 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
         reads += ["item_vectors"] if options.get("item_vectors", "teacher") != "none" else []
         if teacher is None and reads:
             raise ValueError(f"{' and '.join(reads)} need a teacher: give `teacher`, or switch them off.")
-        by_reference = isinstance(teacher, str | os.PathLike)
-        if by_reference:
+        taught: Any = teacher
+        if isinstance(teacher, str | os.PathLike):
             name = str(teacher)
-            teacher = load_teacher(name, teacher_revision)
+            teacher_revision = resolve_revision(name, teacher_revision)
+            taught = load_teacher(name, teacher_revision)
             # A folder is found on this machine only, so its weights travel with the model.
             options = {"store_teacher": os.path.isdir(name), **options}
             options["teacher_name_or_path"] = None if os.path.isdir(name) and options["store_teacher"] else name
-            options["teacher_revision"] = getattr(teacher.config, "_commit_hash", None) or teacher_revision
+            options["teacher_revision"] = teacher_revision
         elif teacher is not None:
+            taught = copy.deepcopy(
+                teacher
+            )  # it will be frozen, and must not change when the caller's goes on training
             options = {"store_teacher": True, **options}
-        if teacher is not None:
-            check_teacher(teacher, len(catalogue.item_ids), data_fingerprint)
+        if taught is not None:
+            check_teacher(taught, len(catalogue.item_ids), data_fingerprint)
             options |= {
-                "teacher_fingerprint": teacher_fingerprint(teacher),
-                "teacher_config": config_as_dict(teacher.config),
+                "teacher_fingerprint": teacher_fingerprint(taught),
+                "teacher_config": config_as_dict(taught.config),
             }
+        llm_revision = resolve_revision(str(llm), llm_revision)
         model = load_llm(
             str(llm), llm_revision, options.get("llm_dtype", "auto"), options.get("llm_attn_implementation"),
             options.get("llm_quantization"),
@@ -272,10 +282,10 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
         limit = getattr(model.config, "max_position_embeddings", None)
         processor = LLMSequentialRecommendationProcessor.from_catalogue(
             catalogue,
-            options.pop("max_length", None) or (teacher.config.max_length if teacher is not None else history_length),
+            options.pop("max_length", None) or (history_length if taught is None else taught.config.max_length),
             data_fingerprint,
             llm_name_or_path=str(llm),
-            llm_revision=getattr(model.config, "_commit_hash", None) or llm_revision,
+            llm_revision=llm_revision,
             style=style,
             domain=domain,
             item_vectors=options.get("item_vectors", "teacher") != "none",
@@ -294,22 +304,19 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
             prompt=processor.program.to_dict(),
             num_title_tokens=len(tokens),
             llm_name_or_path=str(llm),
-            llm_revision=processor.llm_revision,
+            llm_revision=llm_revision,
             llm_config=config_as_dict(model.config),
             **options,
         )
-        out = cls(config, llm=model, teacher=teacher)
-        out._check_prompts_fit(tokens, offsets)
+        out = cls(config, llm=model, teacher=taught)
+        # The longest prompt there can be: one that does not fit is refused now, not in the middle of training.
+        length = out.program.history_length
+        out.program.user_prompt([tokens[:1]] * length, [0] * length)
         out.title_tokens.copy_(torch.from_numpy(tokens))
         out.title_offsets.copy_(torch.from_numpy(offsets))
         if config.item_vectors == "aligned":
             out.update_item_latents()
         return out, processor
-
-    def _check_prompts_fit(self, tokens: np.ndarray, offsets: np.ndarray) -> None:
-        """Build the longest prompt there can be, so that one that does not fit is refused before any training."""
-        title = tokens[:1]
-        self.program.user_prompt([title] * self.program.history_length, [0] * self.program.history_length)
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -525,7 +532,7 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
             timestamps: (batch, length) Unix seconds, when prompts show dates.
             objective: The loss; that of the published code when None, without distillation when `config.distilled` is not set.
             num_items_in_batch: Number of labels in the whole optimizer step; those given here when None.
-            kwargs: Unused; declares to the `Trainer` that the loss is already scaled.
+            kwargs: Unused (`item_table`: user vectors do not need it); declares to the `Trainer` that the loss is already scaled.
 
         Returns:
             [`LLMSRecOutput`]; with labels, `user_embeddings` has a row per label.
@@ -554,7 +561,7 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
         scores, column_of_target = self._score_step(users, self.encode_items(items), items, back, histories)
         taught = self.teacher_head(teacher_users) if objective.needs_teacher and self.config.distilled else None
         terms = objective(scores, column_of_target, users, taught, num_items_in_batch)
-        return LLMSRecOutput(loss=sum(terms.values()), user_embeddings=users, terms=terms)
+        return LLMSRecOutput(loss=torch.stack(list(terms.values())).sum(), user_embeddings=users, terms=terms)
 
     def default_objective(self) -> DistillationObjective:
         """The objective of the published code for this model's switches."""
@@ -581,19 +588,25 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
 
     @torch.no_grad()
     def score(
-        self, input_ids: torch.Tensor, candidates: torch.Tensor | None = None, timestamps: torch.Tensor | None = None
+        self,
+        input_ids: torch.Tensor,
+        candidates: torch.Tensor | None = None,
+        item_table: torch.Tensor | None = None,
+        timestamps: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Scores of items as the next one; higher is better.
 
         Args:
             input_ids: (batch, length) item_index, left-padded with 0.
             candidates: (batch, num_candidates) item_index to score, or None for the whole catalogue.
+            item_table: What `item_representations` returned, where a caller keeps it; the model also does.
             timestamps: (batch, length) Unix seconds, when prompts show dates.
 
         Returns:
             (batch, num_items + 1) with -inf in column 0, or (batch, num_candidates).
         """
-        table, users = self.item_representations(), self.encode_users(input_ids, timestamps)
+        table = self.item_representations() if item_table is None else item_table
+        users = self.encode_users(input_ids, timestamps)
         if candidates is None:
             scores = users @ table.T
             return torch.cat([torch.full_like(scores[:, :1], -torch.inf), scores[:, 1:]], dim=1)

@@ -267,11 +267,11 @@ class PromptProgram:
         if len(titles) > self.history_length:
             raise ValueError(f"a prompt holds {self.history_length} items of a history, got {len(titles)}.")
         dates = _dates(self.dated, timestamps, len(titles))
-        dates = [[token for piece in date for token in self._date_piece(piece)] for date in dates]
+        dated = [[token for piece in date for token in self._date_piece(piece)] for date in dates]
 
         def build(titles):
             lines: list[int] = []
-            for number, (title, date) in enumerate(zip(titles, dates, strict=True)):
+            for number, (title, date) in enumerate(zip(titles, dated, strict=True)):
                 lines += self.separator if number else []
                 lines += self._fill(self.line, title=title, number=self.numbers[number], date=date)
             return self._fill(self.user, history=lines)

@@ -215,7 +215,9 @@ class DistillationTrainer(SeqRecTrainer):
         every = num_training_steps / self.args.num_train_epochs
         if self.args.eval_strategy == "steps":
             every = self.args.eval_steps if self.args.eval_steps >= 1 else num_training_steps * self.args.eval_steps
-        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda step: factor ** int(step / max(every, 1)))
+        self.lr_scheduler: Any = LambdaLR(
+            optimizer or self.optimizer, lambda step: factor ** int(step / max(every, 1))
+        )
         return self.lr_scheduler
 
     def evaluation_loop(
@@ -248,7 +250,8 @@ class TimedRankingEvaluator(RankingEvaluator):
 
     def __init__(self, evaluation_set, *args, **kwargs):
         super().__init__(evaluation_set, *args, **kwargs)
-        if evaluation_set.sequences.timestamps is None:
+        self.timestamps = evaluation_set.sequences.timestamps
+        if self.timestamps is None:
             raise ValueError(
                 "prompts with dates need timestamps, of this data only the order is known: use `dates=False`."
             )
@@ -256,7 +259,7 @@ class TimedRankingEvaluator(RankingEvaluator):
     def _input_ids(self, rows, max_length):
         ids = super()._input_ids(rows, max_length)
         column = np.arange(ids.shape[1]) - ids.shape[1] + self._stop[rows][:, None]
-        times = self.evaluation_set.sequences.timestamps[np.maximum(column, 0)]
+        times = self.timestamps[np.maximum(column, 0)]
         self.times = torch.from_numpy(np.where(ids.numpy() > 0, times, 0))
         return ids
 
@@ -273,8 +276,8 @@ class _WithTimes(torch.nn.Module):
         super().__init__()
         self.model, self.evaluator, self.config = model, evaluator, model.config
 
-    def forward(self, input_ids):
-        return self.model(input_ids, timestamps=self.evaluator.times.to(input_ids.device))
+    def forward(self, input_ids, **kwargs):
+        return self.model(input_ids, **kwargs, timestamps=self.evaluator.times.to(input_ids.device))
 
     def item_representations(self):
         return self.model.item_representations()

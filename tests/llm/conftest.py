@@ -107,6 +107,7 @@ def make(llm_folders, teacher, catalogue):
         torch.manual_seed(2)
         options = {
             "teacher": teacher,
+            "style": "compact",
             "dates": False,
             "hidden_size": 8,
             "head_size": 16,

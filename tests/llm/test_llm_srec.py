@@ -73,8 +73,7 @@ def test_order_and_titles_and_item_vectors_matter(make):
         processor.item_ids,
         ["Other", *processor.titles[1:]],
         6,
-        llm_name_or_path=processor.llm_name_or_path,
-        dates=False,
+        **processor._prompt_settings(),
     )
     tokens, offsets = changed.title_tokens()
     model.title_tokens, model.title_offsets = torch.from_numpy(tokens), torch.from_numpy(offsets)
@@ -317,7 +316,7 @@ def test_teachers_that_cannot_teach_are_refused(make, teacher):
 
 def test_prompts_that_the_llm_cannot_hold_are_refused_before_training(make):
     with pytest.raises(ValueError, match="lower `history_length`"):
-        make(history_length=40)
+        make(history_length=100)
 
 
 @pytest.mark.parametrize(
@@ -382,3 +381,20 @@ def test_the_llm_of_bfloat16_keeps_float32_heads(make):
 def test_a_configuration_without_parts_says_how_to_build(tmp_path):
     with pytest.raises(ValueError, match="from_parts"):
         LLMSRecForSequentialRecommendation(LLMSRecConfig(num_items=3, item_vectors="none", distilled=False))
+
+
+def test_the_pipeline_recommends_by_title_also_new_items(make):
+    from hf_seqrec.pipelines import SequentialRecommendationPipeline
+
+    model, processor = make()
+    more = processor.add_items(["new"], ["Dune"])
+    model.add_items(more)
+    recommend = SequentialRecommendationPipeline(model=model, processor=more, device="cpu")
+    answer = recommend({"history": ["Up", "The Matrix"]}, top_k=3)
+    scores = model.score(torch.tensor([[3, 4]]))[0]
+    scores[[3, 4]] = -torch.inf
+    assert [row["item_id"] for row in answer] == [more.item_ids[int(i) - 1] for i in scores.topk(3).indices]
+    assert recommend({"history": ["Dune"]}, candidates=["new", "i0"], exclude_seen=False)[0]["item_id"] in (
+        "new",
+        "i0",
+    )

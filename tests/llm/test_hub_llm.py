@@ -1,0 +1,101 @@
+"""The way to the Hub and back, also on a machine without the library."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoModel, AutoProcessor, AutoTokenizer
+
+from hf_seqrec.modeling.llm_processing import LLMSequentialRecommendationProcessor
+from hf_seqrec.modeling.llm_srec import LLMSRecForSequentialRecommendation
+
+
+IDS = torch.tensor([[0, 3, 4], [2, 5, 7]])
+
+
+@pytest.fixture(scope="module")
+def pushed(hub, llm_folders):
+    """An LLM with its tokenizer, and two commits of it, as repositories of others on the Hub."""
+    name = f"{hub.user}/tiny-llm"
+    for part in (AutoModel.from_pretrained(llm_folders["llama"]), AutoTokenizer.from_pretrained(llm_folders["llama"])):
+        part.push_to_hub(name)
+    return name
+
+
+def build(name, teacher, catalogue, **options):
+    torch.manual_seed(2)
+    options = {"style": "compact", "dates": False, "hidden_size": 8, "head_size": 16, "history_length": 4, **options}
+    model, processor = LLMSRecForSequentialRecommendation.from_parts(name, teacher, catalogue, **options)
+    return model.eval(), processor
+
+
+def test_llm_and_teacher_come_back_by_id_and_commit(hub, pushed, teacher, catalogue, tmp_path):
+    teacher.push_to_hub(f"{hub.user}/tiny-teacher")
+    model, processor = build(pushed, f"{hub.user}/tiny-teacher", catalogue)
+    assert len(model.config.llm_revision) == len(model.config.teacher_revision) == 40
+    assert not model.config.store_teacher
+    model.push_to_hub(f"{hub.user}/distilled")
+    processor.push_to_hub(f"{hub.user}/distilled")
+    scores = model.score(IDS)
+    # Both repositories move on; the model still gets the commits it was trained with.
+    with torch.no_grad():
+        teacher.model.item_encoder.id_embedding.weight.mul_(2)
+    teacher.push_to_hub(f"{hub.user}/tiny-teacher")
+    llm = AutoModel.from_pretrained(pushed)
+    with torch.no_grad():
+        llm.embed_tokens.weight.mul_(2)
+    llm.push_to_hub(pushed)
+    loaded = LLMSRecForSequentialRecommendation.from_pretrained(f"{hub.user}/distilled")
+    torch.testing.assert_close(loaded.score(IDS), scores)
+    again = AutoProcessor.from_pretrained(f"{hub.user}/distilled")
+    assert type(again) is LLMSequentialRecommendationProcessor
+    assert again.program == processor.program
+    files = hub.repository(f"{hub.user}/distilled").files()
+    assert "model.safetensors" in files
+    assert not any("tokenizer" in name for name in files)
+
+
+ELSEWHERE = """
+import sys
+
+class NotInstalled:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("hf_seqrec", "modeling"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, NotInstalled())
+import json
+from transformers import AutoModel, AutoProcessor
+
+model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
+more = processor.add_items(["new"], ["Dune"])
+scores = model.score(processor([["i2", "i3"], ["i4", "i6"]])["input_ids"])[:, 1:].tolist()
+model.add_items(more)
+assert model.score(more([["i2", "new"]])["input_ids"]).shape == (1, 14)
+assert not [name for name in sys.modules if name.split(".")[0] in ("hf_seqrec", "modeling")]
+json.dump({"scores": scores, "prompt": processor.render_item("i2")}, open(sys.argv[2], "w"))
+"""
+
+
+def test_a_machine_without_the_library_gets_the_same_scores(hub, pushed, teacher, catalogue, tmp_path):
+    lora = {"r": 2, "target_modules": "all-linear"}
+    model, processor = build(pushed, teacher, catalogue, user_vector=True, distilled=False, lora=lora)
+    model.push_to_hub(f"{hub.user}/elsewhere-llm")
+    processor.push_to_hub(f"{hub.user}/elsewhere-llm")
+    environment = {
+        "HF_ENDPOINT": hub.url, "HF_TOKEN": hub.token, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1", "PATH": os.environ.get("PATH", ""),
+    }  # fmt: skip
+    run = subprocess.run(
+        [sys.executable, "-I", "-c", ELSEWHERE, f"{hub.user}/elsewhere-llm", str(tmp_path / "answer.json")],
+        env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    answer = json.loads((tmp_path / "answer.json").read_text())
+    here = model.score(processor([["i2", "i3"], ["i4", "i6"]])["input_ids"])[:, 1:]
+    torch.testing.assert_close(torch.tensor(answer["scores"]), here)
+    assert answer["prompt"] == processor.render_item("i2")
