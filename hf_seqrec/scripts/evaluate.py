@@ -45,7 +45,9 @@ def make_parser(
     candidates.add_argument("--candidates", type=Path, metavar="FILE", help="Rank stored candidates (parquet).")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the sampled negatives (default: 0).")
     parser.add_argument("--cutoffs", type=int, nargs="+", default=[5, 10, 20], metavar="K", help="(default: 5 10 20)")
-    parser.add_argument("--batch-size", "--batch_size", type=int, help="Users scored at once (default: what suits the device).")
+    parser.add_argument(
+        "--batch-size", "--batch_size", type=int, help="Users scored at once (default: what suits the device)."
+    )
     parser.add_argument("--device", help="For example cpu or cuda:0 (default: a GPU where there is one).")
     parser.add_argument("--name", help="Name of the model in the record (default: its method).")
     parser.add_argument("--output", type=Path, metavar="FILE", help="Where to write the record, a .json file.")

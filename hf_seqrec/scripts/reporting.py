@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tqdm.auto import tqdm
 from transformers import ProgressCallback
 
 
@@ -21,7 +22,7 @@ def evaluate_model(
     exclude_seen: bool = True,
     cutoffs: Sequence[int] = (5, 10, 20),
     candidates: "Candidates | None" = None,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     name: str | None = None,
     seed: int | None = None,
     notes: Mapping[str, Any] | None = None,
@@ -38,7 +39,7 @@ def evaluate_model(
         exclude_seen: Items of the history cannot be recommended.
         cutoffs: Cut-offs of the metrics.
         candidates: Sampled candidates; None ranks the whole catalogue and adds coverage and popularity bias.
-        batch_size: Users scored at once.
+        batch_size: Users scored at once; None for what suits the device.
         name: Name in the record; by default that of the model's class.
         seed: Seed the model was trained with.
         notes: Free JSON values for the record.
@@ -82,6 +83,12 @@ class EpochLines(ProgressCallback):
     def __init__(self):
         super().__init__()
         self.loss: float | None = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Opens the bar; into a file go the lines only."""
+        if state.is_world_process_zero:
+            self.training_bar = tqdm(total=state.max_steps, dynamic_ncols=True, disable=None)
+        self.current_step = 0
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Remembers the loss; writes a line when the validation metric comes, or at once when there is none."""

@@ -127,3 +127,26 @@ def test_the_check_sees_a_planted_upward_import(tmp_path):
     planted = tmp_path / "planted.py"
     planted.write_text("def f():\n    from hf_seqrec.trainers import NextItemTrainer\n    from hf_seqrec import hub\n")
     assert [part_of(module) for _, module in imports(planted)] == ["trainers", "hub"]
+
+
+def test_every_library_that_is_imported_is_declared():
+    """What comes along with another library today may be gone with its next release."""
+    import tomllib
+    from importlib.metadata import packages_distributions
+
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {canonicalize_name(Requirement(one).name) for one in project["dependencies"]}
+    providers = packages_distributions()
+    undeclared = {
+        f"{path.relative_to(ROOT)}:{line} imports {top}"
+        for path in all_files()
+        for line, module in imports(path)
+        if not module.startswith(".")
+        and (top := module.split(".")[0]) not in sys.stdlib_module_names
+        and top != "hf_seqrec"
+        and not {canonicalize_name(name) for name in providers.get(top, [top])} & declared
+    }
+    assert not undeclared, "\n".join(sorted(undeclared))
