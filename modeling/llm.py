@@ -285,15 +285,20 @@ class PromptEncoder(nn.Module):
         batch = len(embeds)
         if batch > 1 and prefix > 0:
             cache = self.llm(inputs_embeds=embeds[:1, :prefix], use_cache=True).past_key_values
-            # Other caches (sliding windows, state-space layers) forget or fold what they read: run such LLMs plainly.
-            if isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers):
+            # Other caches (sliding windows, state-space layers) forget or fold what they read, and activation checkpointing keeps
+            # none: run plainly then.
+            plain_cache = isinstance(cache, DynamicCache) and all(
+                type(layer) is DynamicLayer for layer in cache.layers
+            )
+            if plain_cache and cache.get_seq_length() == prefix:
                 cache.batch_repeat_interleave(batch)
                 self.tokens_seen += prefix + embeds[:, prefix:].shape[:2].numel()
                 out = self.llm(
                     inputs_embeds=embeds[:, prefix:], attention_mask=mask, past_key_values=cache, use_cache=True
                 )
                 return out.last_hidden_state
-            self.share_prefix = False
+            if not self.training:
+                self.share_prefix = False
         self.tokens_seen += mask.numel()
         extra = {"use_cache": False} if self.kind == "decoder" else {}
         return self.llm(inputs_embeds=embeds, attention_mask=mask, **extra).last_hidden_state[:, prefix:]

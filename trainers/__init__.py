@@ -5,12 +5,15 @@ if __name__ == "trainers":
 
 from .base import SeqRecTrainer, SeqRecTrainingArguments
 from .data import DataCollatorForCloze, DataCollatorForNextItem, NegativeSampler, SequenceDataset
+from .distillation import DistillationTrainer, DistillationTrainingArguments
 from .next_item import NextItemTrainer, NextItemTrainingArguments
 
 
 __all__ = [
     "DataCollatorForCloze",
     "DataCollatorForNextItem",
+    "DistillationTrainer",
+    "DistillationTrainingArguments",
     "NegativeSampler",
     "NextItemTrainer",
     "NextItemTrainingArguments",

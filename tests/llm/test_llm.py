@@ -154,9 +154,9 @@ def test_activation_checkpointing_gives_the_same_gradient(llm_folders, kind):
             getattr(llm, "activation_checkpointing_enable", llm.gradient_checkpointing_enable)()
         vectors = vectors_for(prompts)
         values = vectors[Slot.ITEM_VECTOR].values.requires_grad_()
-        encoder = PromptEncoder(llm, share_prefix=False).train()
+        encoder = PromptEncoder(llm).train()
         gradients.append(torch.autograd.grad((encoder(prompts, vectors, Slot.USER_OUT) * WEIGHTS).sum(), values)[0])
-    torch.testing.assert_close(gradients[1], gradients[0])
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-5, rtol=1e-5)
     assert gradients[0].abs().max() > 1e-3
 
 

@@ -398,3 +398,18 @@ def test_the_pipeline_recommends_by_title_also_new_items(make):
         "new",
         "i0",
     )
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5", "bert"])
+def test_activation_checkpointing_of_the_whole_model_reaches_the_llm(make, kind):
+    gradients = []
+    for checkpointing in (False, True):
+        model, _ = make(kind)
+        if checkpointing:
+            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+            assert any(getattr(module, "gradient_checkpointing", False) for module in model.encoder.llm.modules())
+        model.train()
+        model(IDS, labels=LABELS, negatives=NEGATIVES).loss.backward()
+        gradients.append(torch.cat([model.user_out.grad, model.item_out.grad]))
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-5, rtol=1e-4)
+    assert gradients[0].abs().max() > 1e-4
