@@ -38,6 +38,7 @@ class BERT4RecConfig(SequentialRecommenderConfig):
 
     model_type = "hf_seqrec_bert4rec"
 
+    hidden_dropout_prob: float | int = 0.1
     num_hidden_layers: int = 2
     num_attention_heads: int = 2
     intermediate_size: int = 256

@@ -31,6 +31,8 @@ class GRU4RecConfig(SequentialRecommenderConfig):
 
     model_type = "hf_seqrec_gru4rec"
 
+    hidden_dropout_prob: float | int = 0.5
+    initializer_range: float = 0.1
     recurrent_size: int = 128
     num_hidden_layers: int = 1
 

@@ -37,6 +37,7 @@ class SASRecConfig(SequentialRecommenderConfig):
 
     model_type = "hf_seqrec_sasrec"
 
+    hidden_dropout_prob: float | int = 0.3
     num_hidden_layers: int = 2
     num_attention_heads: int = 2
     intermediate_size: int = 256

@@ -44,7 +44,7 @@ def test_training_fields_make_training_arguments(method, name, tmp_path):
 
 def test_default_presets_agree_with_the_defaults_of_the_configurations():
     for method, config_class in CONFIGS.items():
-        if method in ("sasrec", "itemitem", "popularity"):
+        if method in ("sasrec", "gru4rec", "bert4rec", "itemitem", "popularity"):
             defaults = config_class(num_items=10)
             for key, value in load_preset(method).model.items():
                 assert getattr(defaults, key) == value, (method, key)
