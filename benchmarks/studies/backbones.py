@@ -41,7 +41,9 @@ def data_folder() -> Path:
     """Where the data sets lie."""
     folder = Path(os.environ.get("HF_SEQREC_DATA", HERE.parents[1] / ".." / "shared" / "data"))
     if not folder.is_dir():
-        raise SystemExit(f"no data folder at {folder}; set HF_SEQREC_DATA to a folder with one data set per sub-folder.")
+        raise SystemExit(
+            f"no data folder at {folder}; set HF_SEQREC_DATA to a folder with one data set per sub-folder."
+        )
     return folder
 
 
@@ -72,9 +74,7 @@ def train(name: str, data, split, seed: int, model_settings: dict, training: dic
                 folder, seed=seed, save_strategy="best", cutoffs=[10], disable_tqdm=True,
                 use_cpu=not torch.cuda.is_available(), **training,
             )  # fmt: skip
-            trainer = NextItemTrainer(
-                model, arguments, train_dataset=split.train, eval_dataset=split.validation
-            )
+            trainer = NextItemTrainer(model, arguments, train_dataset=split.train, eval_dataset=split.validation)
             trainer.train()
         curve = [log["eval_ndcg@10"] for log in trainer.state.log_history if "eval_ndcg@10" in log]
         notes = {"validation_ndcg@10": max(curve), "best_epoch": curve.index(max(curve)) + 1, "epochs": len(curve)}
@@ -108,7 +108,11 @@ def main() -> None:
                 model, notes = train(backbone, data, split, seed, model_settings, training)
                 for rule, path in paths.items():
                     protocol = Protocol(
-                        split="leave_one_out", part="test", candidates="full", exclude_seen=rule == "masked", cutoffs=CUTOFFS
+                        split="leave_one_out",
+                        part="test",
+                        candidates="full",
+                        exclude_seen=rule == "masked",
+                        cutoffs=CUTOFFS,
                     )
                     result = RankingEvaluator(split.test, data.catalogue.num_items, protocol)(model)
                     record = EvaluationRecord.from_result(
