@@ -37,6 +37,7 @@ _LEFT_OUT = re.compile(
 )
 # Files of an older push that would be wrong beside a new model; what else people keep in a repository stays.
 _OURS = re.compile(r"[^/]+\.(py|safetensors|safetensors\.index\.json)|(records|\.eval_results)/.+")
+_EXAMPLE_TIME = 1_700_000_000  # of the card's snippet, where prompts show dates
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}\b")
 
 
@@ -97,11 +98,14 @@ def save_recommender(
         pipe = SequentialRecommendationPipeline(model=model, processor=processor, device=model.device)
         pipe.save_pretrained(temporary)
         history = list(history) if history is not None else _example_history(processor)
+        request: dict[str, Any] = {"history": history}
+        if getattr(model, "needs_timestamps", False):
+            request["timestamps"] = [_EXAMPLE_TIME + 86_400 * day for day in range(len(history))]
         card = make_model_card(
             model,
             processor,
-            pipe({"history": history}, top_k=5),
-            history,
+            pipe(request, top_k=5),
+            request,
             reference=repo_id or folder.resolve().name,
             records=loaded,
             dataset_id=dataset_id,

@@ -106,7 +106,8 @@ class SequentialRecommendationPipeline(Pipeline):
         """Recommend for one history or for many.
 
         Args:
-            inputs: `{"history": [...]}` with ids or titles, oldest first; or a list, a generator or a data set of such.
+            inputs: `{"history": [...]}` with ids or titles, oldest first; or a list, a generator or a data set of such. Models whose
+                prompts show dates also need `"timestamps"`, Unix seconds of the items.
             batch_size: Number of histories per model call.
             parameters: `top_k`, `exclude_seen`, `candidates`, `by`, as for the class.
 
@@ -116,7 +117,7 @@ class SequentialRecommendationPipeline(Pipeline):
 
         Raises:
             TypeError: Not a mapping with `history`. KeyError: an unknown item, with near matches. ValueError: an empty
-                history, or a title that several items share.
+                history, missing timestamps, or a title that several items share.
         """
         given = self._sanitize_parameters(**parameters)
         merged = [
@@ -137,7 +138,7 @@ class SequentialRecommendationPipeline(Pipeline):
             yield from self.run_single(batch, *parameters)
 
     def preprocess(self, inputs, candidates=None, by=None):  # type: ignore[override]
-        """Names to item indices: `input_ids` (batch, length), `seen` per row, `candidates` (num_candidates,) or None."""
+        """Names to item indices: `input_ids` and `times` (batch, length), `seen` per row, `candidates` (num_candidates,) or None."""
         for row in inputs:
             if not isinstance(row, Mapping) or "history" not in row:
                 raise TypeError(_input_message(row))
@@ -147,6 +148,7 @@ class SequentialRecommendationPipeline(Pipeline):
             "seen": [self.processor.to_index(history, by) for history in histories],
             "candidates": None,
         }
+        prepared["times"] = self._left_padded_times(inputs, prepared["input_ids"])
         if candidates is not None:
             index = torch.from_numpy(self.processor.to_index(candidates, by)).unique()
             if not len(index):
@@ -157,12 +159,14 @@ class SequentialRecommendationPipeline(Pipeline):
     def _forward(self, prepared, top_k=10, exclude_seen=True):  # type: ignore[override]
         """The best items: `item_index` and `scores`, each (batch, ≤ top_k), -inf where no item is left."""
         input_ids, candidates = prepared["input_ids"], prepared["candidates"]
-        table = self._item_table()
+        known = self._item_table()
+        if prepared["times"] is not None:
+            known["timestamps"] = prepared["times"]
         if candidates is None:
-            scores = self.model.score(input_ids, **table)
+            scores = self.model.score(input_ids, **known)
         else:
             # Columns by item_index here too, so that what follows is the same for both.
-            chosen = self.model.score(input_ids, candidates=candidates.expand(len(input_ids), -1), **table)
+            chosen = self.model.score(input_ids, candidates=candidates.expand(len(input_ids), -1), **known)
             scores = chosen.new_full((len(input_ids), self.model.config.num_items + 1), -torch.inf)
             scores[:, candidates] = chosen
         if bool(torch.isnan(scores).any()):
@@ -188,6 +192,22 @@ class SequentialRecommendationPipeline(Pipeline):
                 ]
             )
         return answers
+
+    def _left_padded_times(self, inputs, input_ids: torch.Tensor) -> torch.Tensor | None:
+        """Times of the items in `input_ids`, for a model that asks for them."""
+        if not getattr(self.model, "needs_timestamps", False):
+            return None
+        times = torch.zeros_like(input_ids)
+        for row, given in enumerate(inputs):
+            stamps = given.get("timestamps")
+            if stamps is None or len(stamps) != len(given["history"]):
+                raise ValueError(
+                    f"the model's prompts show dates, so a history of {len(given['history'])} items needs as many `timestamps` (Unix "
+                    f'seconds) beside it, got {None if stamps is None else len(stamps)}: {{"history": […], "timestamps": […]}}.'
+                )
+            length = int((input_ids[row] > 0).sum())
+            times[row, -length:] = torch.tensor(list(stamps)[-length:], dtype=torch.int64)
+        return times
 
     def _item_table(self) -> dict[str, torch.Tensor]:
         """The model's `item_table` argument, fused once per weight version; nothing for models that have no such table."""

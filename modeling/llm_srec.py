@@ -520,6 +520,7 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
         negatives: torch.Tensor | None = None,
         timestamps: torch.Tensor | None = None,
         objective: DistillationObjective | None = None,
+        item_table: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs,
     ) -> LLMSRecOutput:
@@ -531,15 +532,22 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
             negatives: (batch, length or 1, n) item_index; with `in_batch_negatives` they join the candidates of all rows.
             timestamps: (batch, length) Unix seconds, when prompts show dates.
             objective: The loss; that of the published code when None, without distillation when `config.distilled` is not set.
+            item_table: What `item_representations` returned; vectors of users do not depend on it, and a loss, which trains the vectors
+                of items, cannot be had with it.
             num_items_in_batch: Number of labels in the whole optimizer step; those given here when None.
-            kwargs: Unused (`item_table`: user vectors do not need it); declares to the `Trainer` that the loss is already scaled.
+            kwargs: Unused; declares to the `Trainer` that the loss is already scaled.
 
         Returns:
             [`LLMSRecOutput`]; with labels, `user_embeddings` has a row per label.
 
         Raises:
-            ValueError: An empty history, an item outside the catalogue, missing timestamps, or labels without any negative.
+            ValueError: An empty history, an item outside the catalogue, missing timestamps, labels without any negative, or labels
+                together with a table.
         """
+        if labels is not None and item_table is not None:
+            raise ValueError(
+                "`labels` train the vectors of items, which an `item_table` holds fixed: give one of the two."
+            )
         if labels is None:
             return LLMSRecOutput(user_embeddings=self.encode_users(input_ids, timestamps))
         row, column = (labels != IGNORE_INDEX).nonzero(as_tuple=True)

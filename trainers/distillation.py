@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch.optim.lr_scheduler import LambdaLR
-from transformers.trainer_utils import EvalLoopOutput
 
 from hf_seqrec.data import Sequences
-from hf_seqrec.evaluation import RankingEvaluator
 from hf_seqrec.modeling.distillation import DISTILLATIONS, DistillationObjective
 
 from .base import SeqRecTrainer, SeqRecTrainingArguments
@@ -219,65 +217,3 @@ class DistillationTrainer(SeqRecTrainer):
             optimizer or self.optimizer, lambda step: factor ** int(step / max(every, 1))
         )
         return self.lr_scheduler
-
-    def evaluation_loop(
-        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
-    ) -> EvalLoopOutput:
-        """See [`SeqRecTrainer.evaluation_loop`]; prompts with dates get the times of the rows that are ranked."""
-        model = self.accelerator.unwrap_model(self.model)
-        if not model.needs_timestamps:
-            return super().evaluation_loop(
-                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
-            )
-        evaluator = TimedRankingEvaluator(
-            dataloader.dataset,
-            num_items=model.config.num_items,
-            protocol=self.protocol("test" if metric_key_prefix.startswith("test") else "validation"),
-            batch_size=self.args.ranking_batch_size,
-            accelerator=self.accelerator if self.args.world_size > 1 else None,
-        )
-        result = evaluator(model)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in result.metrics.items()}
-        return EvalLoopOutput(result.ranks, label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))
-
-
-class TimedRankingEvaluator(RankingEvaluator):
-    """[`~hf_seqrec.evaluation.RankingEvaluator`] that also tells the model when each item of a history was chosen.
-
-    Raises:
-        ValueError: Of the evaluation set only the order is known.
-    """
-
-    def __init__(self, evaluation_set, *args, **kwargs):
-        super().__init__(evaluation_set, *args, **kwargs)
-        self.timestamps = evaluation_set.sequences.timestamps
-        if self.timestamps is None:
-            raise ValueError(
-                "prompts with dates need timestamps, of this data only the order is known: use `dates=False`."
-            )
-
-    def _input_ids(self, rows, max_length):
-        ids = super()._input_ids(rows, max_length)
-        column = np.arange(ids.shape[1]) - ids.shape[1] + self._stop[rows][:, None]
-        times = self.timestamps[np.maximum(column, 0)]
-        self.times = torch.from_numpy(np.where(ids.numpy() > 0, times, 0))
-        return ids
-
-    def _rank_all(self, model):
-        return super()._rank_all(_WithTimes(self.accelerator.unwrap_model(model) if self.accelerator else model, self))
-
-
-class _WithTimes(torch.nn.Module):
-    """A model that is called with ids and answers with the times of the evaluator's current rows."""
-
-    is_dot_product = True
-
-    def __init__(self, model, evaluator: TimedRankingEvaluator):
-        super().__init__()
-        self.model, self.evaluator, self.config = model, evaluator, model.config
-
-    def forward(self, input_ids, **kwargs):
-        return self.model(input_ids, **kwargs, timestamps=self.evaluator.times.to(input_ids.device))
-
-    def item_representations(self):
-        return self.model.item_representations()

@@ -109,5 +109,17 @@ METHODS: dict[str, Method] = {
   year = {2001}
 }""",
     ),
+    "hf_seqrec_llm_srec": Method(
+        "LLM-SRec",
+        "a frozen language model that learned a sequential recommender's knowledge of order",
+        "https://arxiv.org/abs/2502.13909",
+        """@inproceedings{kim2025lost,
+  title = {Lost in Sequence: Do Large Language Models Understand Sequential Recommendation?},
+  author = {Kim, Sein and Kang, Hongseok and Kim, Kibum and Kim, Jiwan and Kim, Donghyun and Yang, Minchul and Oh, Kwangjin and McAuley,
+    Julian and Park, Chanyoung},
+  booktitle = {ACM SIGKDD Conference on Knowledge Discovery and Data Mining (KDD)},
+  year = {2025}
+}""",
+    ),
     "hf_seqrec_popularity": Method("Popularity", "the same most chosen items for everybody, whatever the history"),
 }

@@ -22,14 +22,17 @@ _TRAINING_FIELDS = (
     "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "max_grad_norm",
     "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps", "bf16", "fp16", "seed",
 )  # fmt: skip
-_NOT_ARCHITECTURE = {"num_items", "max_length", "data_fingerprint", "pad_token_id", "tie_word_embeddings"}
+_NOT_ARCHITECTURE = {
+    "num_items", "max_length", "data_fingerprint", "pad_token_id", "tie_word_embeddings",
+    "prompt", "llm_config", "teacher_config",  # whole structures; they are in config.json
+}  # fmt: skip
 
 
 def make_model_card(
     model: Any,
     processor: Any,
     answer: Sequence[Mapping[str, Any]],
-    history: Sequence[str],
+    request: Mapping[str, Any],
     *,
     reference: str,
     records: Sequence[EvaluationRecord] = (),
@@ -43,8 +46,8 @@ def make_model_card(
     Args:
         model: The recommender.
         processor: Its processor.
-        answer: What the pipeline recommends for `history`: `item_id`, `title`, `score`, `rank` per row.
-        history: Titles or item ids of the snippet.
+        answer: What the pipeline recommends for `request`: `item_id`, `title`, `score`, `rank` per row.
+        request: What the snippet asks the pipeline: `history`, titles or item ids, and `timestamps` where prompts show dates.
         reference: What the snippet loads: repository id, or folder name.
         records: Evaluations of the model.
         dataset_id: Data set repository on the Hub.
@@ -60,7 +63,7 @@ def make_model_card(
         >>> from hf_seqrec.modeling.processing import SequentialRecommendationProcessor
         >>> model = SASRecForSequentialRecommendation(SASRecConfig(num_items=2))
         >>> processor = SequentialRecommendationProcessor(["b7", "a2"], ["Heat", "Alien"])
-        >>> card = make_model_card(model, processor, [], ["Heat"], reference="me/films", license="mit")
+        >>> card = make_model_card(model, processor, [], {"history": ["Heat"]}, reference="me/films", license="mit")
         >>> card.data.license, card.data.library_name
         ('mit', 'transformers')
     """
@@ -93,7 +96,7 @@ def make_model_card(
         max_length=f"{config.max_length:,}",
         num_parameters=f"{sum(parameter.numel() for parameter in model.parameters()):,}",
         model_reference=json.dumps(reference),
-        history=json.dumps(list(history), ensure_ascii=False),
+        request=json.dumps(dict(request), ensure_ascii=False),
         answer=[
             {
                 "rank": row["rank"],

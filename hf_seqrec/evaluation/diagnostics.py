@@ -580,6 +580,7 @@ class _OtherCatalogue(nn.Module):
         super().__init__()
         self.model, self.num_old = model, num_old
         self.is_dot_product = getattr(model, "is_dot_product", False)
+        self.needs_timestamps = getattr(model, "needs_timestamps", False)
         self.max_length = _config_length(model)
 
     @property

@@ -152,7 +152,8 @@ class RankingEvaluator:
     A model is called as `model(input_ids)` with `input_ids` (batch, length) of item_index, left-padded with 0. If it says
     `is_dot_product`, its `user_embeddings` (batch, dim) meet `item_representations()` (num_items + 1, dim), computed once per
     evaluation, plus `item_bias` (num_items + 1,) if it has one, in chunks of items. Otherwise `model.score(input_ids, candidates)`
-    gives (batch, num_items + 1) or (batch, num_candidates).
+    gives (batch, num_items + 1) or (batch, num_candidates). A model that says `needs_timestamps` is also given `timestamps`
+    (batch, length), int64 Unix seconds of the items in `input_ids`, 0 on the padding.
 
     Args:
         evaluation_set: Histories and targets.
@@ -173,7 +174,7 @@ class RankingEvaluator:
 
     Raises:
         ValueError: If histories are empty, indices lie outside the catalogue, or candidates do not fit the protocol. When called:
-            if a score is NaN, naming the row and its user.
+            if a score is NaN, naming the row and its user; if the model needs timestamps and only the order is known.
 
     Example:
         >>> import numpy as np, pyarrow as pa, torch
@@ -331,13 +332,14 @@ class RankingEvaluator:
         items = self._items[flat_positions(start, stop)].astype(np.int64)
         return items, np.repeat(np.arange(len(rows)), stop - start)
 
-    def _input_ids(self, rows: NDArray[np.int64], max_length: int | None) -> torch.Tensor:
+    def _left_padded(self, values: NDArray, rows: NDArray[np.int64], max_length: int | None) -> torch.Tensor:
+        """The most recent `values` (one per item of the flat sequences) of each row, (rows, longest) int64."""
         stop = self._stop[rows]
         start = self._start[rows] if max_length is None else np.maximum(self._start[rows], stop - max_length)
         width = int((stop - start).max())
         column = np.arange(width) - (width - (stop - start))[:, None]  # negative on the padding at the left
         return torch.from_numpy(
-            np.where(column >= 0, self._items[np.maximum(start[:, None] + column, 0)], 0).astype(np.int64)
+            np.where(column >= 0, values[np.maximum(start[:, None] + column, 0)], 0).astype(np.int64)
         )
 
     def _batches(self, max_length: int | None, batch_size: int) -> list[NDArray[np.int64]]:
@@ -357,6 +359,7 @@ class RankingEvaluator:
         kind = _DotProduct if getattr(inner, "is_dot_product", False) else _Score
         scorer = kind(inner, self, batch_size)
         max_length = self.max_length or _config_length(inner)
+        times = self._timestamps(inner)
         shared = self.accelerator if self.accelerator is not None and self.accelerator.num_processes > 1 else None
         ranks = torch.zeros(len(self._target), device=device)
         width = max(self.protocol.cutoffs) if self.beyond_accuracy else 0
@@ -369,13 +372,14 @@ class RankingEvaluator:
             batches = tqdm(batches, desc=f"Evaluating on {self.protocol.part}", unit="batch", disable=not main)
         for rows in batches:
             index = torch.from_numpy(rows.copy()).to(device)
-            ids = self._input_ids(rows, max_length).to(device)
+            ids = self._left_padded(self._items, rows, max_length).to(device)
+            extra = {} if times is None else {"timestamps": self._left_padded(times, rows, max_length).to(device)}
             target = torch.from_numpy(self._target[rows]).to(device)
             if self._candidates is not None:
                 candidates = torch.from_numpy(self._candidates[rows]).to(device)
-                places = scorer.rank_candidates(ids, candidates)
+                places = scorer.rank_candidates(ids, candidates, **extra)
             else:
-                places, best = scorer.rank(ids, target, self._seen(rows, device), width)
+                places, best = scorer.rank(ids, target, self._seen(rows, device), width, **extra)
                 if best is not None:
                     recommended[index] = best
             if shared is None:  # else the other processes would wait for ever; they all see the NaN after the exchange
@@ -387,6 +391,18 @@ class RankingEvaluator:
         values = ranks.cpu().numpy()
         self._refuse_nan(np.isnan(values), np.arange(len(values)))
         return values, recommended.cpu().numpy() if width else None
+
+    def _timestamps(self, model: nn.Module) -> NDArray[np.int64] | None:
+        """Times of the flat sequences, for a model that asks for them."""
+        if not getattr(model, "needs_timestamps", False):
+            return None
+        times = self.evaluation_set.sequences.timestamps
+        if times is None:
+            raise ValueError(
+                "the model's prompts show dates and need timestamps, of this data set only the order is known: build the model with "
+                "`dates=False`."
+            )
+        return times
 
     def _refuse_nan(self, is_nan: NDArray[np.bool_], rows: NDArray[np.int64]) -> None:
         if is_nan.any():
@@ -423,17 +439,17 @@ class _Score:
     def __init__(self, model: Any, evaluator: RankingEvaluator, batch_size: int) -> None:
         self.model, self.num_items = model, evaluator.num_items
 
-    def rank(self, ids, target, seen, num_best):
+    def rank(self, ids, target, seen, num_best, **extra):
         # A copy: the ranks are counted in place, and a model may return a buffer of its own.
-        scores = _finite(self.model.score(ids).float().clone())
+        scores = _finite(self.model.score(ids, **extra).float().clone())
         _check_shape(scores, (len(ids), self.num_items + 1), "score(input_ids)")
         own = scores.gather(1, target[:, None])
         _exclude(scores, seen, 0)
         best = _best_items(*scores.topk(num_best)) if num_best else None
         return _num_better(scores, own).add_(self.num_items).div_(2), best
 
-    def rank_candidates(self, ids, candidates):
-        scores = _finite(self.model.score(ids, candidates).float().clone())
+    def rank_candidates(self, ids, candidates, **extra):
+        scores = _finite(self.model.score(ids, candidates, **extra).float().clone())
         _check_shape(scores, tuple(candidates.shape), "score(input_ids, candidates)")
         return _num_better(scores, scores[:, :1].clone()).add_(candidates.shape[1] - 1).div_(2)
 
@@ -456,8 +472,8 @@ class _DotProduct:
         rows = max(batch_size, SMALLEST_PRODUCT)
         self.buffer = torch.empty(rows * self.chunk, device=self.table.device)
 
-    def _users(self, ids):
-        users = self.model(ids, item_table=self.table).user_embeddings.float()
+    def _users(self, ids, extra):
+        users = self.model(ids, item_table=self.table, **extra).user_embeddings.float()
         _check_shape(users, (len(ids), self.table.shape[1]), "user_embeddings")
         return users
 
@@ -473,8 +489,8 @@ class _DotProduct:
     def _bias(self, index):
         return None if self.bias is None else self.bias[index]
 
-    def rank(self, ids, target, seen, num_best):
-        users = self._users(ids)
+    def rank(self, ids, target, seen, num_best, **extra):
+        users = self._users(ids, extra)
         if self.chunk > self.num_items:
             scores = self._product(users, self.table, self.bias, self.buffer)
             own = scores.gather(1, target[:, None])
@@ -506,8 +522,8 @@ class _DotProduct:
             counted += _num_better(scores, target_score[:, None])
         return counted, exact, _best_items(*best) if num_best else None
 
-    def rank_candidates(self, ids, candidates):
-        users = self._users(ids)
+    def rank_candidates(self, ids, candidates, **extra):
+        users = self._users(ids, extra)
         num_candidates = candidates.shape[1]
         width = max(1, self.limit // self.table.shape[1])  # as much memory as a chunk of scores
         scores = users.new_empty(candidates.shape)

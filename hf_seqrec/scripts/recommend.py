@@ -7,6 +7,7 @@ Usage:
 
 import argparse
 import json
+from datetime import UTC, datetime
 
 
 def make_parser(
@@ -23,6 +24,12 @@ def make_parser(
     parser.add_argument("model", help="Folder or Hub repository of a recommender.")
     parser.add_argument(
         "--history", nargs="+", required=True, metavar="ITEM", help="Titles or item ids, the oldest first."
+    )
+    parser.add_argument(
+        "--times",
+        nargs="+",
+        metavar="TIME",
+        help="When each was chosen (2014-05-13, or Unix seconds): for models that read dates.",
     )
     parser.add_argument("--top-k", "--top_k", type=int, default=10, help="Number of items to recommend (default: 10).")
     parser.add_argument(
@@ -42,7 +49,7 @@ def main(args: argparse.Namespace) -> None:
     where = {} if args.revision is None else {"revision": args.revision}
     recommend = pipeline(model=args.model, **where)
     answer = recommend(
-        {"history": args.history},
+        {"history": args.history, **({"timestamps": [_seconds(time) for time in args.times]} if args.times else {})},
         top_k=args.top_k,
         exclude_seen=not args.include_seen,
         candidates=args.candidates,
@@ -66,6 +73,16 @@ def main(args: argparse.Namespace) -> None:
         title = Text("–" if row["title"] is None else row["title"])
         table.add_row(str(row["rank"]), title, Text(row["item_id"]), f"{row['score']:.3f}")
     Console().print(table)
+
+
+def _seconds(time: str) -> int:
+    if time.isdecimal():
+        return int(time)
+    try:
+        moment = datetime.fromisoformat(time)
+    except ValueError as error:
+        raise ValueError(f"--times {time}: need a date such as 2014-05-13, or Unix seconds.") from error
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from hf_seqrec.trainers.distillation import (
     DataCollatorForDistillation,
     DistillationTrainer,
     DistillationTrainingArguments,
-    TimedRankingEvaluator,
     TimedSequenceDataset,
 )
 
@@ -257,7 +256,7 @@ def test_prompts_with_dates_are_trained_and_evaluated_with_the_times_of_their_ro
     trainer.train()
     found = trainer.evaluate()
     es = split.validation
-    result = TimedRankingEvaluator(es, 12, Protocol(part="validation", cutoffs=[5]), batch_size=7)(model)
+    result = RankingEvaluator(es, 12, Protocol(part="validation", cutoffs=[5]), batch_size=7)(model)
     assert found["eval_ndcg@5"] == pytest.approx(result.metrics["ndcg@5"])
     for row in range(4):
         history, start, stop = es.history(row)[-6:], int(es.start[row]), int(es.stop[row])
