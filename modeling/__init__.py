@@ -11,6 +11,8 @@ from .gru4rec import GRU4RecConfig, GRU4RecForSequentialRecommendation, GRU4RecM
 from .item_encoder import ItemEncoder
 from .itemitem import ItemItemConfig, ItemItemForSequentialRecommendation
 from .lightsans import LightSANsConfig, LightSANsForSequentialRecommendation, LightSANsModel
+from .llm_processing import LLMSequentialRecommendationProcessor
+from .llm_srec import LLMSRecConfig, LLMSRecForSequentialRecommendation
 from .losses import (
     BinaryCrossEntropyLoss,
     BPRLoss,
@@ -45,6 +47,9 @@ __all__ = [
     "ItemEncoder",
     "ItemItemConfig",
     "ItemItemForSequentialRecommendation",
+    "LLMSRecConfig",
+    "LLMSRecForSequentialRecommendation",
+    "LLMSequentialRecommendationProcessor",
     "LightSANsConfig",
     "LightSANsForSequentialRecommendation",
     "LightSANsModel",

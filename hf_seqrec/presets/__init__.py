@@ -15,8 +15,8 @@ class Preset:
     Attributes:
         method: Name of the method, for example `sasrec`.
         name: Name of the preset.
-        model: Fields of the method's configuration, all but `num_items`.
-        training: Fields of `NextItemTrainingArguments`; empty for methods that are fitted by counting.
+        model: Fields of the method's configuration, all but `num_items`; for `llm_srec` arguments of `from_parts`.
+        training: Fields of `NextItemTrainingArguments` (`llm_srec`: `DistillationTrainingArguments`); empty for methods that are fitted by counting.
         source: Where the values come from, and what of the original they cannot express.
     """
 

@@ -10,6 +10,7 @@ seqrec train sasrec --dataset data/ml-1m --output_dir out --preset paper --hidde
 seqrec train --config out/run.yaml --output_dir again
 seqrec train sasrec --dataset data/ml-1m --output_dir out --resume_from_checkpoint last
 seqrec train popularity --dataset data/ml-1m --output_dir floor
+seqrec train llm-srec --help                                   # methods around a language model have options of their own
 accelerate launch --config_file multi_gpu.yaml -m hf_seqrec.scripts.train sasrec --dataset data/ml-1m --output_dir out
 """
 
@@ -25,8 +26,10 @@ import tempfile
 import time
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +47,7 @@ class ScriptArguments:
         split: How the interactions are divided.
         preset: Named hyper-parameters of the method.
         overwrite: Whether an output folder that holds something may be written to.
+        shuffle_training: Seed with which the items of every training sequence are put into random order; None keeps their order.
     """
 
     model: str = field(metadata={"help": "Name of the method; may be given as the first word without --model."})
@@ -56,14 +60,28 @@ class ScriptArguments:
     )
     preset: str = field(default="default", metadata={"help": "Named hyper-parameters: default, paper, paper-code."})
     overwrite: bool = field(default=False, metadata={"help": "Write into an output folder that holds something."})
+    shuffle_training: int | None = field(
+        default=None,
+        metadata={
+            "help": "Seed with which the items of each training sequence are shuffled once, to learn what order is worth (seqrec diagnose)."
+        },
+    )
+
+
+# Methods that are made from more than the data have a script of their own.
+OWN_SCRIPTS = {"llm-srec": "train_llm_srec"}
 
 
 def model_classes() -> dict[str, type]:
-    """Every recommender of the library by the name it has on the command line."""
+    """Every recommender that can be made from the data alone, by the name it has on the command line."""
     import hf_seqrec.modeling as modeling
 
     heads = [getattr(modeling, name) for name in modeling.__all__ if name.endswith("ForSequentialRecommendation")]
-    return {config_class(head).model_type.removeprefix("hf_seqrec_"): head for head in heads}
+    return {
+        config_class(head).model_type.removeprefix("hf_seqrec_"): head
+        for head in heads
+        if not hasattr(head, "from_parts")
+    }
 
 
 def config_class(head: type) -> Any:
@@ -71,11 +89,12 @@ def config_class(head: type) -> Any:
     return typing.get_type_hints(head)["config"]
 
 
-def model_arguments(head: type) -> type:
+def model_arguments(head: type, left_out: Sequence[str] = ()) -> type:
     """A dataclass with the hyper-parameters of a recommender: the fields of its configuration that a person chooses.
 
     Args:
         head: The recommender's class.
+        left_out: Further fields that are not a person's choice.
 
     Returns:
         The dataclass; types are those a command line can give, help texts come from the configuration's docstring.
@@ -84,7 +103,9 @@ def model_arguments(head: type) -> type:
 
     config = config_class(head)
     # What follows from the data, and side vectors, which no file on the command line gives.
-    given = {"num_items", "data_fingerprint", "fusion", "item_features", "pad_token_id", "tie_word_embeddings"}
+    given = {
+        "num_items", "data_fingerprint", "fusion", "item_features", "pad_token_id", "tie_word_embeddings", *left_out,
+    }  # fmt: skip
     own = [
         one
         for one in fields(config)
@@ -157,22 +178,26 @@ def make_parser(
     description = "Train a recommender, evaluate it, save it."
     if subparsers is not None:
         return subparsers.add_parser("train", help=description, dataclass_types=kinds)
+    methods = ", ".join([*heads, *OWN_SCRIPTS])
     return TrlParser(
         kinds,
         prog=prog,
         usage=f"{prog or '%(prog)s'} METHOD --dataset FOLDER_OR_REPO --output_dir FOLDER [options]",
         description=description,
-        epilog=f"METHOD is one of {', '.join(heads)}; `METHOD --help` shows its hyper-parameters too.",
+        epilog=f"METHOD is one of {methods}; `METHOD --help` shows its hyper-parameters too.",
         allow_abbrev=False,
     )
 
 
-def parse(argv: Sequence[str], prog: str | None = None) -> tuple[Any, Any, Any]:
+def parse(
+    argv: Sequence[str], prog: str | None = None, make: Callable[..., Any] = make_parser
+) -> tuple[Any, Any, Any]:
     """Reads preset, configuration file and command line, in rising order of precedence.
 
     Args:
         argv: The words of the command line, the method first.
         prog: Name of the program in help texts.
+        make: Makes the parser from `prog` and `model`, the method's name.
 
     Returns:
         `(script_args, training_args, model_args)`.
@@ -183,21 +208,11 @@ def parse(argv: Sequence[str], prog: str | None = None) -> tuple[Any, Any, Any]:
     """
     from hf_seqrec.presets import load_preset
 
-    # TrlParser knows `--config FILE` only as two words.
-    argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
-    if argv and not argv[0].startswith("-"):
-        argv = ["--model", *argv]
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("--model", "--preset", "--config"):
-        first.add_argument(name)
-    early, _ = first.parse_known_args(argv)
-    in_file = yaml.safe_load(Path(early.config).read_text(encoding="utf-8")) if early.config else {}
-    in_file = in_file if isinstance(in_file, dict) else {}  # TrlParser refuses anything else below
-    model = early.model or in_file.get("model")
-
-    parser = make_parser(prog=prog, model=model)
+    argv, early = _early(argv)
+    model = early.model
+    parser = make(prog=prog, model=model)
     if model is not None:
-        preset = load_preset(model, early.preset or in_file.get("preset", "default"))
+        preset = load_preset(model.replace("-", "_"), early.preset or "default")
         unknown = parser.set_defaults_with_config(**preset.model, **preset.training)
         _refuse_unknown(parser, unknown, f"the preset {preset.name} of {model}")
     *parsed, from_file, from_line = parser.parse_args_and_config(
@@ -207,6 +222,22 @@ def parse(argv: Sequence[str], prog: str | None = None) -> tuple[Any, Any, Any]:
     _refuse_unknown(parser, from_line, "the command line")
     script_args, training_args, *model_args = parsed
     return script_args, training_args, model_args[0]
+
+
+def _early(argv: Sequence[str]) -> tuple[list[str], argparse.Namespace]:
+    """The words as options only, and method, preset and configuration file, which decide what the other words mean."""
+    # TrlParser knows `--config FILE` only as two words.
+    words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+    if words and not words[0].startswith("-"):
+        words = ["--model", *words]
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("--model", "--preset", "--config"):
+        first.add_argument(name)
+    early, _ = first.parse_known_args(words)
+    in_file = yaml.safe_load(Path(early.config).read_text(encoding="utf-8")) if early.config else {}
+    in_file = in_file if isinstance(in_file, dict) else {}  # TrlParser refuses anything else
+    early.model, early.preset = early.model or in_file.get("model"), early.preset or in_file.get("preset")
+    return words, early
 
 
 def _refuse_unknown(parser, words: list[str], where: str) -> None:
@@ -230,13 +261,8 @@ def main(script_args: ScriptArguments, training_args: Any, model_args: Any = Non
         FileExistsError: If the output folder holds something and neither `overwrite` nor a resume was asked for.
         ValueError: If the data set, the split or a hyper-parameter is wrong; nothing was written then.
     """
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import set_seed
-    from transformers.utils import logging
 
-    from hf_seqrec.data import load_recommendation_data
-    from hf_seqrec.data.files import atomic_path, check_writable_folder
-    from hf_seqrec.data.splits import make_split
     from hf_seqrec.modeling.processing import SequentialRecommendationProcessor
 
     # Everything that can be wrong is looked at before the first step of training.
@@ -244,6 +270,55 @@ def main(script_args: ScriptArguments, training_args: Any, model_args: Any = Non
     if script_args.model not in heads:
         raise ValueError(f"there is no method {script_args.model!r}. Choose one of {', '.join(heads)}.")
     head = heads[script_args.model]
+    data, split, resume = load_inputs(script_args, training_args)
+    hyper_parameters = asdict(model_args) if model_args is not None else {}
+    num_items = data.catalogue.num_items
+    with clear_configuration_errors():
+        config = config_class(head)(num_items=num_items, data_fingerprint=data.fingerprint, **hyper_parameters)
+    check_hub(training_args)
+    processor = SequentialRecommendationProcessor.from_catalogue(data.catalogue, config.max_length, data.fingerprint)
+
+    introduce(data, split, training_args)
+    begin = time.perf_counter()
+    notes: dict[str, Any] = {"preset": script_args.preset, "hyper_parameters": hyper_parameters}
+    if hasattr(head, "fit"):
+        model, trainer = head.fit(split.train, num_items, data_fingerprint=data.fingerprint, **hyper_parameters), None
+    else:
+        from hf_seqrec.trainers import NextItemTrainer
+
+        set_seed(training_args.seed)
+        model = head(config)
+        if training_args.process_index == 0:
+            print(f"{head.__name__} with {model.num_parameters():,} parameters")
+        trainer = make_trainer(NextItemTrainer, model, training_args, split, processor)
+        trainer.train(resume_from_checkpoint=resume)
+        notes |= what_training_did(trainer)
+    notes["training_seconds"] = round(time.perf_counter() - begin, 2)
+    finish(model, processor, data, split, script_args, training_args, hyper_parameters, notes, trainer)
+
+
+def load_inputs(script_args: ScriptArguments, training_args: Any) -> tuple[Any, Any, Any]:
+    """Checks the output folder and loads the data.
+
+    Args:
+        script_args: What to train on what.
+        training_args: The trainer's arguments.
+
+    Returns:
+        Data set, split, and where to resume (False, True for the last checkpoint, or a folder).
+
+    Raises:
+        FileExistsError: If the output folder holds something and neither `overwrite` nor a resume was asked for.
+        ValueError: If the data set or the split is wrong.
+    """
+    from transformers.utils import logging
+
+    from hf_seqrec.data import load_recommendation_data
+    from hf_seqrec.data.files import check_writable_folder
+    from hf_seqrec.data.splits import make_split
+    from hf_seqrec.evaluation.diagnostics import shuffle_training
+
+    logging.disable_progress_bar()  # of every file that is read or written; training keeps its own
     output_dir = Path(training_args.output_dir)
     resume = training_args.resume_from_checkpoint
     resume = True if resume in ("last", "true", "True") else resume
@@ -256,62 +331,99 @@ def main(script_args: ScriptArguments, training_args: Any, model_args: Any = Non
         ) from error
     data = load_recommendation_data(script_args.dataset, revision=script_args.dataset_revision)
     split = make_split(script_args.split, data.sequences)
-    hyper_parameters = asdict(model_args) if model_args is not None else {}
-    num_items = data.catalogue.num_items
+    if script_args.shuffle_training is not None:
+        split = shuffle_training(split, script_args.shuffle_training)
+    return data, split, resume
+
+
+@contextmanager
+def clear_configuration_errors() -> Iterator[None]:
+    """What is wrong with a hyper-parameter as a `ValueError` with the message of whoever found it."""
+    from huggingface_hub.errors import StrictDataclassError
+
     try:
-        config = config_class(head)(num_items=num_items, data_fingerprint=data.fingerprint, **hyper_parameters)
+        yield
     except StrictDataclassError as error:
         raise ValueError(str(error.__cause__ or error)) from error
+
+
+def check_hub(training_args: Any) -> None:
+    """Fails now, and not after hours of training, where a token for the push is missing or wrong."""
     if training_args.push_to_hub:
         from huggingface_hub import whoami
 
-        whoami(token=training_args.hub_token)  # a missing or wrong token fails here, not after hours of training
-    processor = SequentialRecommendationProcessor.from_catalogue(data.catalogue, config.max_length, data.fingerprint)
+        whoami(token=training_args.hub_token)
 
-    is_main = training_args.process_index == 0
-    logging.disable_progress_bar()  # of every file that is written; training keeps its own
-    say = print if is_main else lambda *_: None
-    say(
-        f"{data.name}: {len(data.sequences):,} users, {num_items:,} items, {data.sequences.num_interactions:,} interactions; "
-        f"{split.name} gives {len(split.train):,} training sequences and {len(split.test):,} test rows"
-    )
-    begin = time.perf_counter()
-    notes: dict[str, Any] = {"preset": script_args.preset, "hyper_parameters": hyper_parameters}
-    if hasattr(head, "fit"):
-        model, trainer = head.fit(split.train, num_items, data_fingerprint=data.fingerprint, **hyper_parameters), None
-    else:
-        set_seed(training_args.seed)
-        model = head(config)
-        say(f"{head.__name__} with {model.num_parameters():,} parameters")
-        trainer = _make_trainer(model, training_args, split, processor)
-        trainer.train(resume_from_checkpoint=resume)
-        notes |= _what_training_did(trainer)
-    notes["training_seconds"] = round(time.perf_counter() - begin, 2)
 
+def introduce(data: Any, split: Any, training_args: Any) -> None:
+    """One line about the data, on the main process."""
+    if training_args.process_index == 0:
+        print(
+            f"{data.name}: {len(data.sequences):,} users, {data.catalogue.num_items:,} items, "
+            f"{data.sequences.num_interactions:,} interactions; {split.name} gives {len(split.train):,} training sequences"
+            f"{' (shuffled)' if 'shuffled_training_seed' in split.params else ''} and {len(split.test):,} test rows"
+        )
+
+
+def finish(
+    model: Any,
+    processor: Any,
+    data: Any,
+    split: Any,
+    script_args: ScriptArguments,
+    training_args: Any,
+    hyper_parameters: dict[str, Any],
+    notes: dict[str, Any],
+    trainer: Any = None,
+    candidates: Any = None,
+    base_model: str | None = None,
+) -> None:
+    """Evaluates, saves, reports, pushes: what comes after training.
+
+    Args:
+        model: The trained recommender.
+        processor: Its processor.
+        data: The data set.
+        split: The split it was trained on.
+        script_args: What was trained on what.
+        training_args: The trainer's arguments; `output_dir` receives everything.
+        hyper_parameters: Hyper-parameters of the model, for `run.yaml`.
+        notes: For the records.
+        trainer: The trainer; None for models that are fitted, which only the main process evaluates.
+        candidates: Sampled candidates of the test part for a third record; they are stored beside it.
+        base_model: Model on the Hub that this one was made from, for the card.
+    """
+    from hf_seqrec.data.files import atomic_path
+
+    is_main, output_dir = training_args.process_index == 0, Path(training_args.output_dir)
     if trainer is None and not is_main:
         return
-    records = _evaluate(model, data, split, training_args, notes, trainer)
+    if script_args.shuffle_training is not None:
+        notes["shuffled_training_seed"] = script_args.shuffle_training
+    records = _evaluate(model, data, split, training_args, notes, trainer, candidates)
     if is_main:
-        _save(model, processor, records, output_dir, script_args.dataset, training_args)
+        _save(model, processor, records, output_dir, script_args.dataset, training_args, base_model)
+        if candidates is not None:
+            candidates.save(output_dir / "records" / f"candidates-{candidates.num_negatives}.parquet")
         with atomic_path(output_dir / "run.yaml") as temporary:
             temporary.write_text(_run_file(script_args, training_args, hyper_parameters), encoding="utf-8")
-        _report(records, script_args, output_dir, data)
+        _report(records, script_args, output_dir, data, getattr(model, "needs_timestamps", False))
         if training_args.push_to_hub:
             _push(output_dir, training_args)
     if trainer is not None:
         trainer.end()
 
 
-def _make_trainer(model, training_args, split, processor):
+def make_trainer(trainer_class: type, model, training_args, split, processor) -> Any:
+    """A trainer on the training part of a split that prints a line per evaluation and leaves the push to `finish`."""
     from transformers import PrinterCallback, ProgressCallback
 
     from hf_seqrec.scripts.reporting import EpochLines
-    from hf_seqrec.trainers import NextItemTrainer
 
     # The whole repository is pushed once, at the end, with card and metrics; not a checkpoint at every save.
     training_args = copy.copy(training_args)
     training_args.push_to_hub = False
-    trainer = NextItemTrainer(
+    trainer = trainer_class(
         model,
         training_args,
         train_dataset=split.train,
@@ -326,7 +438,7 @@ def _make_trainer(model, training_args, split, processor):
     return trainer
 
 
-def _what_training_did(trainer) -> dict[str, Any]:
+def what_training_did(trainer) -> dict[str, Any]:
     """Epochs, and the best validation value with its epoch, for the record."""
     metric = f"eval_{(trainer.args.metric_for_best_model or 'ndcg@10').removeprefix('eval_')}"
     values = [(entry[metric], entry["epoch"]) for entry in trainer.state.log_history if metric in entry]
@@ -337,28 +449,34 @@ def _what_training_did(trainer) -> dict[str, Any]:
     return did
 
 
-def _evaluate(model, data, split, training_args, notes, trainer) -> dict[str, Any]:
-    """Records of the test part, once without and once with the items of the history."""
+def _evaluate(model, data, split, training_args, notes, trainer, candidates) -> dict[str, Any]:
+    """Records of the test part: once without and once with the items of the history, once on sampled candidates if there are some."""
     from hf_seqrec.scripts.reporting import evaluate_model
 
     several = trainer is not None and training_args.world_size > 1
+    parts: list[tuple[str, bool, Any]] = [("test", True, None), ("test-seen-allowed", False, None)]
+    if candidates is not None:
+        parts.append((f"test-sampled{candidates.num_negatives}", True, candidates))
     return {
         name: evaluate_model(
             model,
             data,
             split,
             exclude_seen=exclude_seen,
+            candidates=chosen,
             cutoffs=training_args.cutoffs,
             batch_size=training_args.ranking_batch_size,
             seed=training_args.seed if trainer is not None else None,
             notes=notes,
             accelerator=trainer.accelerator if several else None,
         )
-        for name, exclude_seen in (("test", True), ("test-seen-allowed", False))
+        for name, exclude_seen, chosen in parts
     }
 
 
-def _save(model, processor, records: dict[str, Any], output_dir: Path, dataset: str, training_args) -> None:
+def _save(
+    model, processor, records: dict[str, Any], output_dir: Path, dataset: str, training_args, base_model: str | None
+) -> None:
     """The complete recommender into the output folder, beside the checkpoints, and the records with their ranks."""
     from hf_seqrec.hub import save_recommender
 
@@ -371,6 +489,7 @@ def _save(model, processor, records: dict[str, Any], output_dir: Path, dataset: 
             list(records.values()),
             repo_id=training_args.hub_model_id,
             dataset_id=None if Path(dataset).is_dir() else dataset,
+            base_model=base_model,
             training=training_args,
         )
         for path in complete.iterdir():
@@ -408,7 +527,7 @@ def _run_file(script_args, training_args, hyper_parameters: dict[str, Any]) -> s
     return header + yaml.safe_dump({**values, **hyper_parameters, **training}, sort_keys=False, allow_unicode=True)
 
 
-def _report(records: dict[str, Any], script_args, output_dir: Path, data) -> None:
+def _report(records: dict[str, Any], script_args, output_dir: Path, data, dated: bool) -> None:
     from hf_seqrec.evaluation.tables import print_table
 
     print()
@@ -416,7 +535,8 @@ def _report(records: dict[str, Any], script_args, output_dir: Path, data) -> Non
     ids, titles = (column[:2].to_pylist() for column in (data.catalogue.item_ids, data.catalogue.titles))
     history = [_quoted(title or item_id) for item_id, title in zip(ids, titles, strict=True)]
     print(f"Model, processor and records are in {output_dir}. Next:")
-    print(f"  seqrec recommend {output_dir} --history {' '.join(history)}")
+    times = f" --times {' '.join(['2024-01-31'] * len(history))}" if dated else ""
+    print(f"  seqrec recommend {output_dir} --history {' '.join(history)}{times}")
     print(f"  seqrec evaluate {output_dir} --dataset {script_args.dataset} --sampled 99")
     print(f"  seqrec push {output_dir} USER/NAME")
 
@@ -436,6 +556,9 @@ def run(argv: Sequence[str], prog: str | None = None) -> int:
     Returns:
         Exit status.
     """
+    method = _early(argv)[1].model
+    if method is not None and (own := OWN_SCRIPTS.get(method.replace("_", "-"))):
+        return import_module(f"hf_seqrec.scripts.{own}").run(argv, prog)
     main(*parse(argv, prog))
     return 0
 

@@ -1,23 +1,20 @@
 from inspect import signature
-from pathlib import Path
 
 import pytest
-import yaml
 
-from hf_seqrec import presets
 from hf_seqrec.data import leave_one_out
 from hf_seqrec.modeling.llm_srec import LLMSRecConfig, LLMSRecForSequentialRecommendation
+from hf_seqrec.presets import list_presets, load_preset
 from hf_seqrec.trainers.distillation import DistillationTrainer, DistillationTrainingArguments
 
 
-(FILE,) = Path(presets.__file__).parent.glob("llm_srec.y*ml")
-PRESETS = yaml.safe_load(FILE.read_text())
+PRESETS = {name: vars(load_preset("llm_srec", name)) for name in list_presets("llm_srec")["llm_srec"]}
 PROMPT = {"style", "dates", "history_length", "max_title_tokens"}
 
 
 def test_the_paper_its_code_our_default_and_the_four_baselines_are_there():
     assert set(PRESETS) == {"paper", "paper-code", "default", "tallrec", "llara", "collm", "a_llmrec"}
-    assert all(set(preset) == {"model", "training", "source"} for preset in PRESETS.values())
+    assert all(len(preset["source"]) > 10 for preset in PRESETS.values())
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -3,7 +3,6 @@
 import copy
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 

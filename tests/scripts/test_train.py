@@ -14,7 +14,8 @@ from hf_seqrec.presets import list_presets, load_preset
 from hf_seqrec.scripts import train
 
 
-PRESETS = [(method, name) for method, names in list_presets().items() for name in names]
+OWN = {method.replace("-", "_") for method in train.OWN_SCRIPTS}
+PRESETS = [(method, name) for method, names in list_presets().items() if method not in OWN for name in names]
 REQUIRED = ["--dataset", "data", "--output_dir", "out"]
 
 
@@ -24,7 +25,7 @@ def equal_weights(first, second):
 
 
 def test_every_method_has_presets_and_every_preset_a_method():
-    assert set(train.model_classes()) == set(list_presets())
+    assert {*train.model_classes(), *OWN} == set(list_presets())
 
 
 @pytest.mark.parametrize("method", train.model_classes())
@@ -159,6 +160,16 @@ def test_the_run_file_makes_the_same_model_again(trained, tmp_path):
     assert {key: value for key, value in yaml.safe_load((again / "run.yaml").read_text()).items() if key != "output_dir"} == {
         key: value for key, value in run.items() if key != "output_dir"
     }  # fmt: skip
+
+
+def test_training_on_shuffled_sequences_is_said_in_run_file_and_records(trained, dataset, tmp_path, small):
+    out = tmp_path / "shuffled"
+    argv = ["train", "sasrec", "--dataset", str(dataset), "--output_dir", str(out), *small]
+    assert main([*argv, "--shuffle-training", "3"]) == 0
+    assert yaml.safe_load((out / "run.yaml").read_text())["shuffle_training"] == 3
+    assert EvaluationRecord.load(out / "records" / "test.json").notes["shuffled_training_seed"] == 3
+    assert "shuffled_training_seed" not in EvaluationRecord.load(trained / "records" / "test.json").notes
+    assert not equal_weights(trained, out)
 
 
 def test_a_resumed_run_ends_like_an_uninterrupted_one(dataset, tmp_path, small):
