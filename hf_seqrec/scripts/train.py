@@ -10,6 +10,7 @@ seqrec train sasrec --dataset data/ml-1m --output_dir out --preset paper --hidde
 seqrec train --config out/run.yaml --output_dir again
 seqrec train sasrec --dataset data/ml-1m --output_dir out --resume_from_checkpoint last
 seqrec train popularity --dataset data/ml-1m --output_dir floor
+seqrec train sasrec --dataset data/ml-1m --output_dir out --item_features vectors/enhanced --fusion gate
 seqrec train llm-srec --help                                   # methods around a language model have options of their own
 accelerate launch --config_file multi_gpu.yaml -m hf_seqrec.scripts.train sasrec --dataset data/ml-1m --output_dir out
 """
@@ -34,6 +35,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from .item_features import ItemFeatureArguments, ItemFeatures
 
 
 @dataclass
@@ -66,6 +69,11 @@ class ScriptArguments:
             "help": "Seed with which the items of each training sequence are shuffled once, to learn what order is worth (seqrec diagnose)."
         },
     )
+
+
+@dataclass
+class BackboneScriptArguments(ItemFeatureArguments, ScriptArguments):
+    """What to train on what, with or without item vectors beside the ID table."""
 
 
 # Methods that are made from more than the data have a script of their own.
@@ -156,7 +164,7 @@ def make_parser(
         model: Name of the method whose hyper-parameters are options too; None leaves them out.
 
     Returns:
-        A `TrlParser` for `ScriptArguments`, `NextItemTrainingArguments` and the hyper-parameters of the model.
+        A `TrlParser` for `BackboneScriptArguments`, `NextItemTrainingArguments` and the hyper-parameters of the model.
 
     Raises:
         ValueError: If no method has that name.
@@ -165,7 +173,7 @@ def make_parser(
 
     from hf_seqrec.trainers import NextItemTrainingArguments
 
-    kinds: list[Any] = [ScriptArguments, NextItemTrainingArguments]
+    kinds: list[Any] = [BackboneScriptArguments, NextItemTrainingArguments]
     heads = model_classes()
     if model is not None:
         if model not in heads:
@@ -249,7 +257,7 @@ def _refuse_unknown(parser, words: list[str], where: str) -> None:
     raise ValueError(f"unknown argument {words[0]} in {where}{hint}")
 
 
-def main(script_args: ScriptArguments, training_args: Any, model_args: Any = None) -> None:
+def main(script_args: BackboneScriptArguments, training_args: Any, model_args: Any = None) -> None:
     """Checks everything, then trains, evaluates and saves.
 
     Args:
@@ -273,14 +281,23 @@ def main(script_args: ScriptArguments, training_args: Any, model_args: Any = Non
     data, split, resume = load_inputs(script_args, training_args)
     hyper_parameters = asdict(model_args) if model_args is not None else {}
     num_items = data.catalogue.num_items
+    features = ItemFeatures.open(script_args, head)
     with clear_configuration_errors():
-        config = config_class(head)(num_items=num_items, data_fingerprint=data.fingerprint, **hyper_parameters)
+        config = config_class(head)(
+            num_items=num_items,
+            data_fingerprint=data.fingerprint,
+            **hyper_parameters,
+            **(features.config if features else {}),
+        )
+    vectors = features.read(data.catalogue, split.train.item_index, config.hidden_size) if features else None
     check_hub(training_args)
     processor = SequentialRecommendationProcessor.from_catalogue(data.catalogue, config.max_length, data.fingerprint)
 
     introduce(data, split, training_args)
     begin = time.perf_counter()
     notes: dict[str, Any] = {"preset": script_args.preset, "hyper_parameters": hyper_parameters}
+    if features:
+        notes["item_features"] = features.notes
     if hasattr(head, "fit"):
         model, trainer = head.fit(split.train, num_items, data_fingerprint=data.fingerprint, **hyper_parameters), None
     else:
@@ -288,6 +305,8 @@ def main(script_args: ScriptArguments, training_args: Any, model_args: Any = Non
 
         set_seed(training_args.seed)
         model = head(config)
+        if features:
+            features.give(model, vectors)
         if training_args.process_index == 0:
             print(f"{head.__name__} with {model.num_parameters():,} parameters")
         trainer = make_trainer(NextItemTrainer, model, training_args, split, processor)

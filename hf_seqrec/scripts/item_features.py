@@ -1,0 +1,112 @@
+"""Item vectors on the command line: how `seqrec train` opens, checks and hands them to a backbone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+FUSIONS = ("gate", "concat", "add", "init")
+
+
+@dataclass
+class ItemFeatureArguments:
+    """Which item vectors join the ID table of a backbone.
+
+    Args:
+        item_features: Folder of item vectors: of texts, of P2Rec, or a control.
+        fusion: How they join, see [`~hf_seqrec.modeling.ItemEncoder`]; `init` starts the ID table from their principal axes, as
+            LLM2BERT4Rec does.
+        scale_item_features: Move them to the mean 0 and a mean squared length of 1 first; off for one-hot groups.
+    """
+
+    item_features: str | None = field(
+        default=None,
+        metadata={"help": "Folder of item vectors that join the ID table: of texts, of P2Rec, or a control."},
+    )
+    fusion: str = field(
+        default="gate",
+        metadata={"help": "How they join: gate, concat, add, or init (principal axes as start values, LLM2BERT4Rec)."},
+    )
+    scale_item_features: bool = field(
+        default=True, metadata={"help": "Move them to mean 0 and a mean squared length of 1 first."}
+    )
+
+
+@dataclass(frozen=True)
+class ItemFeatures:
+    """Opened item vectors and how they join.
+
+    Attributes:
+        vectors: The [`~hf_seqrec.item_vectors.ItemVectors`].
+        fusion: `gate`, `concat`, `add` or `init`.
+        scale: Whether they are centred and scaled.
+    """
+
+    vectors: Any
+    fusion: str
+    scale: bool
+
+    @classmethod
+    def open(cls, arguments: Any, head: type) -> ItemFeatures | None:
+        """The vectors that the command line names, or None.
+
+        Args:
+            arguments: With the fields of [`ItemFeatureArguments`].
+            head: The recommender's class.
+
+        Raises:
+            FileNotFoundError: No such vectors. ValueError: half-written ones, an unknown fusion, or a method without a table.
+        """
+        from hf_seqrec.item_vectors import load_item_vectors
+
+        if arguments.item_features is None:
+            return None
+        if arguments.fusion not in FUSIONS:
+            raise ValueError(f"--fusion must be one of {', '.join(FUSIONS)}, got {arguments.fusion!r}.")
+        if hasattr(head, "fit"):
+            raise ValueError(f"{head.__name__} has no item table that --item_features could join: leave them out.")
+        return cls(load_item_vectors(arguments.item_features), arguments.fusion, arguments.scale_item_features)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Fields of the recommender's configuration."""
+        if self.fusion == "init":
+            return {"fusion": "init"}
+        return {"fusion": self.fusion, "item_features": {"item": self.vectors.width}}
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What a record says about them."""
+        return {**self.vectors.description, "key": self.vectors.key, "fusion": self.fusion, "scaled": self.scale}
+
+    def read(self, catalogue, training_items, hidden_size: int):
+        """What joins the table; everything fitted on the vectors sees training items only.
+
+        Args:
+            catalogue: The items.
+            training_items: item_index of the training part, repeats counting once.
+            hidden_size: Width of the backbone's item vectors.
+
+        Returns:
+            (num_items, width) float32 tensor; with `init`, width is `hidden_size`.
+
+        Raises:
+            ValueError: Vectors of another catalogue, damaged ones, or narrower ones than `hidden_size` for `init`.
+        """
+        import torch
+
+        from hf_seqrec.text_vectors import centre_and_scale, reduce_by_pca
+
+        if self.fusion == "init":
+            return torch.from_numpy(reduce_by_pca(self.vectors, hidden_size, catalogue, training_items))
+        values = self.vectors.read(catalogue=catalogue)
+        return torch.from_numpy(centre_and_scale(values, training_items) if self.scale else values)
+
+    def give(self, model, values) -> None:
+        """Put what `read` returned into a new model."""
+        encoder = model.model.item_encoder
+        if self.fusion == "init":
+            encoder.initialize_from(values, std=model.config.initializer_range)
+        else:
+            encoder.set_features("item", values)
