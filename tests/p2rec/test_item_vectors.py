@@ -1,6 +1,7 @@
 """Item vectors as files: nothing lost, nothing doubled, nothing of another content taken for one's own."""
 
 import json
+import threading
 
 import numpy as np
 import pyarrow as pa
@@ -207,3 +208,35 @@ def test_the_manifest_says_what_the_vectors_are(llm_folders, catalogue, tmp_path
     assert manifest["description"]["template"] == "{title}"
     assert manifest["widths"] == {"vector": 16}
     assert str(tmp_path.parent) not in (vectors.folder / "README.md").read_text() + json.dumps(manifest)
+
+
+def test_two_processes_write_each_shard_once(tmp_path, monkeypatch):
+    local, meeting, calls = threading.local(), threading.Barrier(2, timeout=30), []
+    for name, value in {
+        "is_initialized": lambda: True,
+        "get_rank": lambda: local.rank,
+        "get_world_size": lambda: 2,
+        "barrier": meeting.wait,
+    }.items():
+        monkeypatch.setattr(torch.distributed, name, value)
+    ids, values = pa.array([str(n) for n in range(23)]), np.arange(46.0).reshape(23, 2)
+    opened = [None, None]
+
+    def work(rank):
+        local.rank = rank
+
+        def compute(start, stop):
+            calls.append((rank, start))
+            return {"vector": values[start:stop]}
+
+        opened[rank] = item_vectors.write_shards(tmp_path, ids, compute, {"kind": "two"}, "k", 5, progress=False)
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert sorted(start for _, start in calls) == [0, 5, 10, 15, 20]
+    assert {rank for rank, _ in calls} == {0, 1}
+    for vectors in opened:
+        np.testing.assert_array_equal(vectors.read(), values)
