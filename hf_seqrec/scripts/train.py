@@ -19,6 +19,7 @@ import argparse
 import copy
 import difflib
 import inspect
+import os
 import re
 import shlex
 import shutil
@@ -214,11 +215,16 @@ def parse(
         ValueError: If a key is unknown, naming the nearest one.
         SystemExit: After `--help`, or if a value cannot be read.
     """
+    import torch
+
     from hf_seqrec.presets import load_preset
 
     argv, early = _early(argv)
     model = early.model
     parser = make(prog=prog, model=model)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available():
+        # Without a GPU one process trains on the CPU by itself; several form a group only when they are told to.
+        parser.set_defaults_with_config(use_cpu=True)
     if model is not None:
         preset = load_preset(model.replace("-", "_"), early.preset or "default")
         unknown = parser.set_defaults_with_config(**preset.model, **preset.training)
@@ -337,6 +343,12 @@ def load_inputs(script_args: ScriptArguments, training_args: Any) -> tuple[Any, 
     from hf_seqrec.data.splits import make_split
     from hf_seqrec.evaluation.diagnostics import shuffle_training
 
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started > 1 and training_args.world_size != started:
+        raise ValueError(
+            f"{started} processes were started, but each would train alone and write over the others: pass --use_cpu to train on "
+            "CPUs, or start as many processes as there are GPUs."
+        )
     logging.disable_progress_bar()  # of every file that is read or written; training keeps its own
     output_dir = Path(training_args.output_dir)
     resume = training_args.resume_from_checkpoint

@@ -216,3 +216,21 @@ def test_overwriting_keeps_what_is_not_ours(dataset, tmp_path):
     assert main([*argv, "--overwrite"]) == 0
     assert (out / "notes.txt").read_text() == "mine"
     assert (out / "records" / "test.json").is_file()
+
+
+def test_processes_that_would_not_train_together_are_refused(dataset, tmp_path, small, monkeypatch):
+    parsed = train.parse(["sasrec", "--dataset", str(dataset), "--output_dir", str(tmp_path / "out"), *small])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="2 processes were started, but each would train alone"):
+        train.main(*parsed)
+    assert not (tmp_path / "out").exists()
+
+
+def test_several_processes_without_a_gpu_form_a_group_on_the_cpu(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    parser = train.make_parser(model="sasrec")
+    monkeypatch.setattr("trl.TrlParser.parse_args_and_config", lambda self, *_, **__: (*[None] * 3, [], []))
+    for started, told in (("1", False), ("2", True)):
+        monkeypatch.setenv("WORLD_SIZE", started)
+        train.parse(["sasrec", *REQUIRED], make=lambda **_: parser)
+        assert parser.get_default("use_cpu") is told
