@@ -75,6 +75,7 @@ class ItemPromptModel(LLMRecommender):
     """Base of P2Rec and E4SRec; `read(input_ids)` gives h (rows, width of the LLM)."""
 
     config: ItemPromptConfig
+    program: dict[str, list[int]]  # tokens before and after the items
     item_vectors: torch.Tensor
     title_tokens: torch.Tensor
     title_offsets: torch.Tensor
@@ -83,6 +84,7 @@ class ItemPromptModel(LLMRecommender):
         super().__init__(config)
         if config.prompt is None:
             raise ValueError("the configuration has no prompts: build the model with `from_parts`.")
+        self.program = config.prompt
         self.register_buffer("item_vectors", torch.zeros(config.num_items + 1, config.hidden_size))
         self.register_buffer("title_tokens", torch.zeros(config.num_title_tokens, dtype=torch.int32))
         self.register_buffer(
@@ -205,7 +207,7 @@ class ItemPromptModel(LLMRecommender):
             ValueError: A row without items, or with item_index outside the catalogue.
         """
         # The last token of the prompt is a slot filled with that token's own vector: the place whose state is read.
-        start, end = self.config.prompt["start"], [*self.config.prompt["end"][:-1], int(Slot.USER_OUT)]
+        start, end = self.program["start"], [*self.program["end"][:-1], int(Slot.USER_OUT)]
         offsets = self.title_offsets.cpu().numpy() if self.config.titles else None
         titles = self.title_tokens.cpu().numpy() if self.config.titles else None
         prompts, shown = [], []
@@ -236,7 +238,7 @@ class ItemPromptModel(LLMRecommender):
         """
         prompts, items, counts = self.prompts(input_ids)
         table = self.encoder.llm.get_input_embeddings()
-        last = table(torch.tensor([self.config.prompt["end"][-1]], device=self.encoder.device))
+        last = table(torch.tensor([self.program["end"][-1]], device=self.encoder.device))
         vectors = {
             Slot.ITEM_VECTOR: SlotVectors(self.item_projector(self.item_vectors[items]), counts),
             Slot.USER_OUT: SlotVectors(last),

@@ -336,3 +336,22 @@ def test_e4srec_trains_with_the_ordinary_trainer(make, sequences, tmp_path):
     trainer.train()
     assert not torch.equal(head, model.item_head.weight)
     assert 0 <= trainer.evaluate()["eval_ndcg@10"] <= 1
+
+
+def test_a_resumed_run_ends_where_an_unbroken_one_does(make, sequences, item_table, tmp_path):
+    train, groups = leave_one_out(sequences).train, group_items(item_table, 3)
+    preferences = preference_distributions(train, groups)
+
+    def run(resume=None):
+        model = make()
+        settings = PreferenceTrainingArguments(
+            str(tmp_path), use_cpu=True, disable_tqdm=True, num_train_epochs=2, per_device_train_batch_size=5,
+            learning_rate=1e-2, sub_sequence_probability=0.5, save_total_limit=None,
+        )  # fmt: skip
+        trainer = PreferenceTrainer(model, settings, train_dataset=train, preferences=preferences, group=groups.group)
+        trainer.train(resume_from_checkpoint=resume)
+        return model.own_state_dict()
+
+    whole, resumed = run(), run(str(tmp_path / "checkpoint-4"))
+    for name, tensor in whole.items():
+        torch.testing.assert_close(resumed[name], tensor, msg=name)
