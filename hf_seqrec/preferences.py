@@ -7,6 +7,7 @@ Stage 0 here ([`group_items`], [`preference_distributions`]), stage 1 in `traine
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import silhouette_score
 
 from hf_seqrec.data import Catalogue, Sequences
+from hf_seqrec.data.files import atomic_path
 from hf_seqrec.modeling.p2rec import P2RecModel
 from hf_seqrec.modeling.teacher import teacher_fingerprint
 
@@ -58,6 +60,35 @@ class ItemGroups:
     def one_hot(self) -> np.ndarray:
         """(num_items, K): with `fusion="add"` each group gets a learnable vector, the paper's variant CI."""
         return np.eye(self.num_groups, dtype=np.float32)[self.group[1:]]
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write to one file, whole or not at all; `load` reads it."""
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+            values: dict[str, Any] = {name: np.asarray(value) for name, value in vars(self).items()}
+            np.savez_compressed(file, **values)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> ItemGroups:
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: No such file. ValueError: a file that is damaged or something else.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                return cls(
+                    group=stored["group"],
+                    centres=stored["centres"],
+                    inertia=float(stored["inertia"]),
+                    silhouette=float(stored["silhouette"]),
+                    normalize=str(stored["normalize"]),
+                )
+        except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            if isinstance(error, FileNotFoundError):
+                raise
+            raise ValueError(
+                f"{path} holds no item groups, or is damaged: make them again with `group_items`."
+            ) from error
 
 
 def group_items(

@@ -21,6 +21,7 @@ from hf_seqrec.modeling import (
     SASRecConfig,
     SASRecForSequentialRecommendation,
 )
+from hf_seqrec.preferences import group_items
 
 
 BACKBONES = [
@@ -50,6 +51,20 @@ def test_a_closed_gate_is_the_plain_backbone(config, head):
         encoder.gate.weight.zero_()
         encoder.gate.bias.fill_(50.0)  # γ = 1: the enhancement is off
         torch.testing.assert_close(gated.score(ids), plain.score(ids))
+
+
+def test_one_hot_groups_give_every_group_a_learnable_vector(item_table):
+    """The paper's variant CI."""
+    groups = group_items(item_table, 3)
+    config = SASRecConfig(num_items=12, hidden_size=8, fusion="add", item_features={"item": 3})
+    encoder = SASRecForSequentialRecommendation(config).model.item_encoder
+    encoder.set_features("item", torch.from_numpy(groups.one_hot()))
+    added = (encoder() - encoder.id_embedding.weight)[1:]
+    learnable = (encoder.projection.weight.T + encoder.projection.bias)[torch.from_numpy(groups.group[1:])]
+    torch.testing.assert_close(added, learnable)
+    added[groups.group[1:] == 1].sum().backward()
+    moved = encoder.projection.weight.grad.any(0)
+    assert moved.tolist() == [False, True, False]
 
 
 @pytest.fixture(scope="module")

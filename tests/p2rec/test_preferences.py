@@ -92,3 +92,18 @@ def test_agreement_counts_first_next_two_and_rest():
     assert category_agreement(inferred, groups) == {"c1": 0.25, "c2": 0.25, "c3": 0.5}
     with pytest.raises(ValueError, match=r"need shape \(4, 4\)"):
         category_agreement(inferred[:2], groups)
+
+
+def test_groups_come_back_from_their_file_and_damage_is_found(item_table, tmp_path):
+    groups = group_items(item_table, 3, normalize="unit")
+    groups.save(tmp_path / "groups.npz")
+    again = ItemGroups.load(tmp_path / "groups.npz")
+    for name, value in vars(groups).items():
+        np.testing.assert_array_equal(getattr(again, name), value)
+    whole = (tmp_path / "groups.npz").read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", b"something else"):
+        (tmp_path / "groups.npz").write_bytes(damaged)
+        with pytest.raises(ValueError, match="holds no item groups"):
+            ItemGroups.load(tmp_path / "groups.npz")
+    with pytest.raises(FileNotFoundError):
+        ItemGroups.load(tmp_path / "none.npz")
