@@ -29,7 +29,8 @@ class SeqRecTrainingArguments(TrainingArguments):
 
     Defaults that differ from `TrainingArguments`: `learning_rate=1e-3`, `per_device_train_batch_size=128`,
     `num_train_epochs=100`, evaluation, logging and checkpoints once per epoch, the best checkpoint (by `ndcg@10`) loaded at the
-    end, one older checkpoint kept, `remove_unused_columns=False`, `report_to="none"`.
+    end, one older checkpoint kept, `remove_unused_columns=False`, `report_to="none"`, `logging_nan_inf_filter=False`,
+    `ddp_find_unused_parameters=False`.
     """
 
     learning_rate: float = 1e-3
@@ -43,7 +44,9 @@ class SeqRecTrainingArguments(TrainingArguments):
     greater_is_better: bool | None = True
     save_total_limit: int | None = 1
     remove_unused_columns: bool = False
-    dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
+    logging_nan_inf_filter: bool = False  # a loss that is not a number must show
+    ddp_find_unused_parameters: bool | None = False  # every parameter of a recommender takes part in its loss
+    dataloader_pin_memory: bool = torch.cuda.is_available()  # without a GPU it only warns
 
     exclude_seen: bool = field(default=True, metadata={"help": "Items of the history cannot be recommended."})
     cutoffs: list[int] = field(default_factory=lambda: [5, 10, 20], metadata={"help": "Cut-offs of the metrics."})
