@@ -30,7 +30,7 @@ class SeqRecTrainingArguments(TrainingArguments):
     Defaults that differ from `TrainingArguments`: `learning_rate=1e-3`, `per_device_train_batch_size=128`,
     `num_train_epochs=100`, evaluation, logging and checkpoints once per epoch, the best checkpoint (by `ndcg@10`) loaded at the
     end, one older checkpoint kept, `remove_unused_columns=False`, `report_to="none"`, `logging_nan_inf_filter=False`,
-    `ddp_find_unused_parameters=False`.
+    `ddp_find_unused_parameters=False`, `restore_callback_states_from_checkpoint=True`.
     """
 
     learning_rate: float = 1e-3
@@ -45,6 +45,7 @@ class SeqRecTrainingArguments(TrainingArguments):
     save_total_limit: int | None = 1
     remove_unused_columns: bool = False
     logging_nan_inf_filter: bool = False  # a loss that is not a number must show
+    restore_callback_states_from_checkpoint: bool = True  # else a resumed run would count its patience from zero
     ddp_find_unused_parameters: bool | None = False  # every parameter of a recommender takes part in its loss
     dataloader_pin_memory: bool = torch.cuda.is_available()  # without a GPU it only warns
 

@@ -193,6 +193,31 @@ def test_early_stopping_keeps_the_best_checkpoint(make_model, make_trainer):
     assert largest_difference(weights(trainer.model), evaluated[4]) > 0.0
 
 
+def test_patience_goes_on_counting_after_a_resume(make_model, make_trainer):
+    """Values fall from the first evaluation on: with a patience of 3 the fourth is the last, wherever the run was cut."""
+
+    def run(epochs, evaluations, **options):
+        trainer = make_trainer(
+            make_model(), "cut", num_train_epochs=epochs, eval_strategy="epoch", save_strategy="epoch",
+            load_best_model_at_end=True, early_stopping_patience=3, metric_for_best_model="ndcg@10", save_total_limit=None,
+        )  # fmt: skip
+        evaluation_loop = trainer.evaluation_loop
+
+        def falling(*args, **kwargs):
+            output = evaluation_loop(*args, **kwargs)
+            evaluations.append(trainer.state.epoch)
+            output.metrics["eval_ndcg@10"] = 1.0 - 0.1 * trainer.state.epoch
+            return output
+
+        trainer.evaluation_loop = falling
+        trainer.train(**options)
+
+    first, second = [], []
+    run(3, first)
+    run(9, second, resume_from_checkpoint=True)
+    assert (first, second) == ([1, 2, 3], [4])
+
+
 def test_no_patience_never_stops(make_model, make_trainer):
     trainer = make_trainer(
         make_model(), num_train_epochs=5, learning_rate=0.0, eval_strategy="epoch", early_stopping_patience=0
