@@ -28,8 +28,10 @@ from .prompting import Slot
 _ACCESS_KEYS = ("cache_dir", "force_download", "local_files_only", "token")
 _PLACE_KEYS = ("revision", "subfolder")
 
-# Tokens (padding included) in one pass of the LLM: small passes waste no work on padding, large ones feed a GPU.
+# Tokens (padding included) in one pass of the LLM: small passes stay in a CPU's cache, large ones feed a GPU.
 _TOKEN_BUDGET = {"cpu": 2048, "cuda": 32768}
+# What starting one more pass costs, as a number of tokens: so much padding is accepted before prompts are split further.
+_PASS_COST = {"cpu": 64, "cuda": 1024}
 
 
 def llm_kind(config) -> str:
@@ -151,8 +153,9 @@ class SlotVectors(NamedTuple):
     """What fills one kind of slot.
 
     Args:
-        values: (total, width) vectors in the order of the rows, or (1, width) when `counts` is None.
-        counts: (rows,) how many vectors belong to each prompt; None puts the one vector into every slot of the kind.
+        values: (total, width) vectors in the order of the rows, or (k, width) when `counts` is None.
+        counts: (rows,) how many vectors belong to each prompt; None puts the same vectors into every prompt: one vector into all
+            its slots of the kind, k > 1 into its k slots in their order.
     """
 
     values: torch.Tensor
@@ -165,7 +168,8 @@ class PromptEncoder(nn.Module):
     Args:
         llm: From [`load_llm`]; prompts enter as `inputs_embeds`, so its vocabulary stays as it is.
         token_budget: Tokens in one pass, padding included; None chooses by device.
-        share_prefix: Run what all prompts of a pass begin with once and reuse its keys and values (decoder-only LLMs).
+        share_prefix: Reuse keys and values (decoder-only LLMs): what all prompts of a pass begin with runs once, and what stands
+            before their first slot without a graph.
     """
 
     def __init__(self, llm: PreTrainedModel, token_budget: int | None = None, share_prefix: bool = True):
@@ -216,11 +220,10 @@ class PromptEncoder(nn.Module):
             embeds = self._embed(ids, vectors, taken, rows)
             if read is None:
                 weights = (mask / mask.sum(1, keepdim=True)).unsqueeze(-1)
-                out.append((self._run(embeds, mask, 0).float() * weights).sum(1))
+                out.append((self._run(embeds, mask)[0].float() * weights).sum(1))
                 continue
-            prefix = common_prefix([prompts[row] for row in rows]) if self.share_prefix else 0
-            states = self._run(embeds, mask, prefix)
-            position = (ids == int(read)).int().argmax(1) - prefix
+            states, skipped = self._run(embeds, mask, [prompts[row] for row in rows] if self.share_prefix else None)
+            position = (ids == int(read)).int().argmax(1) - skipped
             out.append(states[torch.arange(len(rows), device=self.device), position].float())
         return torch.cat(out)[torch.from_numpy(np.argsort(order, kind="stable")).to(self.device)]
 
@@ -230,13 +233,20 @@ class PromptEncoder(nn.Module):
         return self.llm.get_input_embeddings().weight.device
 
     def _passes(self, order: np.ndarray, lengths: np.ndarray):
-        """Rows of similar length, longest first, at most a budget of tokens together."""
+        """Rows of similar length, longest first: together within the budget, and with less padding than a pass costs."""
         budget = self.token_budget or _TOKEN_BUDGET.get(self.device.type, 8192)
-        begin = 0
-        while begin < len(order):
-            rows = max(1, budget // int(lengths[order[begin]]))
-            yield order[begin : begin + rows]
-            begin += rows
+        begin, padding = 0, 0
+        for end, row in enumerate(order):
+            longest = lengths[order[begin]]
+            padding += longest - lengths[row]
+            if end > begin and ((end + 1 - begin) * longest > budget or padding > self._pass_cost):
+                yield order[begin:end]
+                begin, padding = end, 0
+        yield order[begin:]
+
+    @property
+    def _pass_cost(self) -> int:
+        return _PASS_COST.get(self.device.type, 256)
 
     def _check(self, prompts, vectors, read) -> dict[Slot, np.ndarray]:
         """Compare slots with vectors; returns for each counted kind the first vector of every prompt."""
@@ -249,18 +259,23 @@ class PromptEncoder(nn.Module):
                 row = int(np.flatnonzero(found != 1)[0])
                 raise ValueError(f"prompt {row} has {found[row]} slots {slot.text} to read, need exactly 1.")
             given = vectors.get(slot)
-            if given is None or given.counts is None:
-                if given is None and found.any():
+            if given is None:
+                if found.any():
                     raise ValueError(
                         f"prompt {int(found.argmax())} has a slot {slot.text}, but no vectors for it were given."
                     )
                 continue
-            counts = np.asarray(given.counts)
+            if given.counts is None and len(given.values) == 1:
+                continue
+            counts = np.full(len(prompts), len(given.values)) if given.counts is None else np.asarray(given.counts)
             if counts.shape != found.shape or (counts != found).any():
                 row = int(np.flatnonzero(counts != found)[0]) if counts.shape == found.shape else 0
                 raise ValueError(
                     f"prompt {row} has {found[row]} slots {slot.text}, but {counts.flat[row]} vectors were given for it."
                 )
+            if given.counts is None:
+                taken[slot] = np.zeros(len(prompts), dtype=np.int64)
+                continue
             if counts.sum() != len(given.values):
                 raise ValueError(f"{counts.sum()} slots {slot.text} need as many vectors, got {len(given.values)}.")
             taken[slot] = np.cumsum(counts) - counts
@@ -271,37 +286,58 @@ class PromptEncoder(nn.Module):
         for slot, (values, counts) in vectors.items():
             here = (ids == int(slot)).unsqueeze(-1)
             values = values.to(embeds)
-            if counts is None:
+            if counts is None and len(values) == 1:
                 embeds = torch.where(here, values[0], embeds)
                 continue
-            index = [taken[slot][row] + offset for row in rows for offset in range(counts[row])]
+            size = np.full(len(taken[slot]), len(values)) if counts is None else counts
+            index = [taken[slot][row] + offset for row in rows for offset in range(size[row])]
             if index:
                 # masked_scatter fills row by row from the left, the order in which `index` lists the vectors.
                 embeds = embeds.masked_scatter(here, values[torch.tensor(index, device=values.device)])
         return embeds
 
-    def _run(self, embeds, mask, prefix: int) -> torch.Tensor:
-        """States after the first `prefix` positions, which are equal in all rows."""
-        batch = len(embeds)
-        if batch > 1 and prefix > 0:
-            cache = self.llm(inputs_embeds=embeds[:1, :prefix], use_cache=True).past_key_values
-            # Other caches (sliding windows, state-space layers) forget or fold what they read, and activation checkpointing keeps
-            # none: run plainly then.
-            plain_cache = isinstance(cache, DynamicCache) and all(
-                type(layer) is DynamicLayer for layer in cache.layers
-            )
-            if plain_cache and cache.get_seq_length() == prefix:
-                cache.batch_repeat_interleave(batch)
-                self.tokens_seen += prefix + embeds[:, prefix:].shape[:2].numel()
-                out = self.llm(
-                    inputs_embeds=embeds[:, prefix:], attention_mask=mask, past_key_values=cache, use_cache=True
-                )
-                return out.last_hidden_state
-            if not self.training:
-                self.share_prefix = False
-        self.tokens_seen += mask.numel()
-        extra = {"use_cache": False} if self.kind == "decoder" else {}
-        return self.llm(inputs_embeds=embeds, attention_mask=mask, **extra).last_hidden_state[:, prefix:]
+    def _run(self, embeds, mask, prompts: list[np.ndarray] | None = None) -> tuple[torch.Tensor, int]:
+        """States of the last layer, and how many positions at the left they leave out.
+
+        With `prompts` (decoder-only LLMs), nothing is done twice for what does not differ: the beginning that all rows share runs
+        once, and what stands before the first slot, which nothing trained can change, runs without a graph for the backward pass.
+        """
+        begin, cache = 0, None
+        if prompts is not None:
+            shared = common_prefix(prompts) if len(prompts) > 1 else 0
+            if shared:
+                cache = self._read_on(embeds[:1, :shared], None, None)
+                begin = shared if cache is not None else 0
+            if begin:
+                cache.batch_repeat_interleave(len(embeds))
+            before_slots = min(first_slot(prompt) for prompt in prompts)
+            worth = len(embeds) * (before_slots - begin) > self._pass_cost
+            if worth and begin == shared and embeds.requires_grad and not self._is_adapted:
+                cache = self._read_on(embeds[:, begin:before_slots].detach(), mask[:, :before_slots], cache)
+                begin = before_slots if cache is not None else 0
+        self.tokens_seen += embeds[:, begin:].shape[:2].numel()
+        extra = {"use_cache": cache is not None, "past_key_values": cache} if self.kind == "decoder" else {}
+        return self.llm(inputs_embeds=embeds[:, begin:], attention_mask=mask, **extra).last_hidden_state, begin
+
+    def _read_on(self, embeds, mask, cache) -> DynamicCache | None:
+        """Keys and values after these positions, or None where an LLM keeps others."""
+        length = embeds.shape[1] + (0 if cache is None else cache.get_seq_length())
+        cache = self.llm(
+            inputs_embeds=embeds, attention_mask=mask, past_key_values=cache, use_cache=True
+        ).past_key_values
+        # Other caches (sliding windows, state-space layers) forget or fold what they read, and activation checkpointing keeps
+        # none: run plainly then.
+        plain = isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers)
+        if plain and cache.get_seq_length() == length:
+            self.tokens_seen += embeds.shape[:2].numel()
+            return cache
+        if not self.training:
+            self.share_prefix = False
+        return None
+
+    @property
+    def _is_adapted(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.llm.parameters())
 
 
 def pad(prompts: list[np.ndarray], device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -320,6 +356,12 @@ def common_prefix(prompts: list[np.ndarray]) -> int:
     stacked = np.stack([prompt[:shortest] for prompt in prompts])
     differs = (stacked != stacked[0]).any(0) | (stacked[0] < 0)
     return int(differs.argmax()) if differs.any() else shortest
+
+
+def first_slot(prompt: np.ndarray) -> int:
+    """Position of a prompt's first slot, its last token when it has none."""
+    slots = np.flatnonzero(prompt < 0)
+    return int(slots[0]) if len(slots) else len(prompt) - 1
 
 
 class LLMRecommender(SequencePreTrainedModel):

@@ -28,6 +28,7 @@ class Slot(IntEnum):
     SOFT_PROMPT = -3
     USER_OUT = -4
     ITEM_OUT = -5
+    ANSWER = -6
 
     @property
     def text(self) -> str:
@@ -36,12 +37,19 @@ class Slot(IntEnum):
 
 
 class Field(IntEnum):
-    """Places filled with the tokens of a history, a title, a line number or a date."""
+    """Places filled with the tokens of titles, one or a list of them, of a line number, a label or a date."""
 
     HISTORY = -101
     TITLE = -102
     NUMBER = -103
     DATE = -104
+    CANDIDATES = -105
+    LABEL = -106
+    HINT = -107
+    NEXT = -108
+    EXAMPLE_HISTORY = -109
+    EXAMPLE_NEXT = -110
+    EXAMPLE_ANSWER = -111
 
 
 _SLOT_TEXT = {
@@ -50,6 +58,7 @@ _SLOT_TEXT = {
     Slot.SOFT_PROMPT: "[SoftPrompt]",
     Slot.USER_OUT: "[UserOut]",
     Slot.ITEM_OUT: "[ItemOut]",
+    Slot.ANSWER: "[Answer]",
 }
 _PLACES: dict[str, IntEnum] = {text: slot for slot, text in _SLOT_TEXT.items()}
 _PLACES |= {f"{{{place.name.lower()}}}": place for place in Field}
@@ -295,10 +304,16 @@ class PromptProgram:
                 out.append(token)
         return out
 
-    def _fit(self, build, titles: Sequence[np.ndarray]) -> np.ndarray:
+    def _fit(
+        self,
+        build,
+        titles: Sequence[np.ndarray],
+        reserved: int = 0,
+        advice: str = "lower `history_length` or use style='compact'",
+    ) -> np.ndarray:
         titles = [title[: self.max_title_tokens] for title in titles]
         tokens = build(titles)
-        room = self.max_tokens - len(self.start) - len(self.end)
+        room = self.max_tokens - len(self.start) - len(self.end) - reserved
         if len(tokens) > room:
             lengths = np.array([len(title) for title in titles])
             room_for_titles = room - (len(tokens) - lengths.sum())
@@ -306,7 +321,7 @@ class PromptProgram:
             if not caps:
                 raise ValueError(
                     f"a prompt of {len(titles)} items needs {len(tokens) - lengths.sum() + len(titles)} tokens even with titles "
-                    f"of one token, the LLM takes {room}: lower `history_length` or use style='compact'."
+                    f"of one token, the LLM takes {room}: {advice}."
                 )
             tokens = build([title[: caps[-1]] for title in titles])
         return np.array([*self.start, *tokens, *self.end], dtype=np.int64)
