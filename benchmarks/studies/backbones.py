@@ -1,8 +1,10 @@
 """Accuracy of the ID backbones on real data: leave-one-out, full ranking, seen items masked and unmasked, several seeds.
 
-Every (data set, backbone, seed) is one run: trained with the settings of `backbones.yaml` (a preset plus overrides), selected on
-masked validation NDCG@10, evaluated once on test under both seen-item rules, written as two records. A finished run is
-skipped, so the command can be stopped and started again; it uses a GPU when there is one.
+First every backbone of a data set named under `tuning` is tuned with the same budget: the stages of `backbones.yaml` one after the
+other, each keeping the alternative with the best masked validation NDCG@10 of seed 0; test is not looked at. The trials and the
+choice are records too. Then every (data set, backbone, seed) is one run: trained with the settings, selected on masked validation
+NDCG@10, evaluated once on test under both seen-item rules, written as two records. A finished trial or run is skipped, so the
+command can be stopped and started again; it uses a GPU when there is one.
 
     python benchmarks/studies/backbones.py                                   # everything that is missing
     python benchmarks/studies/backbones.py --datasets ml-100k --backbones sasrec gru4rec --seeds 0
@@ -13,6 +15,7 @@ The data come from $HF_SEQREC_DATA or ../shared/data beside the project, one fol
 """
 
 import argparse
+import json
 import os
 import tempfile
 import time
@@ -24,12 +27,14 @@ import yaml
 
 import hf_seqrec.modeling as models
 from hf_seqrec.data import leave_one_out, load_recommendation_data
+from hf_seqrec.data.files import atomic_path
 from hf_seqrec.evaluation import EvaluationRecord, Protocol, RankingEvaluator
 from hf_seqrec.trainers import NextItemTrainer, NextItemTrainingArguments
 
 
 HERE = Path(__file__).parent
 RECORDS = HERE.parent / "records" / "backbones"
+TUNING = HERE.parent / "records" / "backbone_tuning"
 CUTOFFS = (1, 5, 10, 20)
 CLASSES = {
     "popularity": "Popularity", "itemitem": "ItemItem", "sasrec": "SASRec", "gru4rec": "GRU4Rec", "bert4rec": "BERT4Rec",
@@ -47,10 +52,10 @@ def data_folder() -> Path:
     return folder
 
 
-def settings(study: dict, dataset: str, backbone: str) -> tuple[dict, dict]:
-    """Model and training settings: `all`, then the backbone's, then the data set's, then the pair's."""
+def settings(study: dict, dataset: str, backbone: str, *chosen: dict) -> tuple[dict, dict]:
+    """Model and training settings: `all`, then the backbone's, then the data set's, then the pair's, then what tuning chose."""
     layers = [study["all"], study["backbones"].get(backbone), study["datasets"][dataset].get("all")]
-    layers.append(study["datasets"][dataset].get(backbone))
+    layers += [study["datasets"][dataset].get(backbone), *chosen]
     merged: tuple[dict, dict] = {}, {}
     for layer in layers:
         for target, part in zip(merged, ("model", "training"), strict=True):
@@ -83,6 +88,36 @@ def train(name: str, data, split, seed: int, model_settings: dict, training: dic
     return model, notes
 
 
+def tune(study: dict, dataset: str, backbone: str, data, split, time_is_up) -> list[dict] | None:
+    """The alternatives chosen on validation, one per stage; None if time ran out before."""
+    path = TUNING / dataset / f"{backbone}.json"
+    trials = json.loads(path.read_text())["trials"] if path.exists() else []
+    chosen: list[dict] = []
+    for stage in study["stages"]:
+        best: tuple[float, dict] = (-1.0, {})
+        for alternative in ([{}] if chosen else []) + stage:
+            layers = [layer for layer in (*chosen, alternative) if layer]
+            known = next((trial for trial in trials if trial["layers"] == layers), None)
+            if known is None:
+                if time_is_up():
+                    return None
+                _, notes = train(backbone, data, split, 0, *settings(study, dataset, backbone, *layers))
+                known = {"layers": layers} | notes
+                trials.append(known)
+                with atomic_path(path) as partial:
+                    partial.write_text(
+                        json.dumps({"dataset": dataset, "backbone": backbone, "trials": trials}, indent=1)
+                    )
+                value, cost = known["validation_ndcg@10"], known["train_cpu_seconds"]
+                print(
+                    f"{dataset} {backbone} trial {layers}: validation NDCG@10 {value:.4f}, {cost:.0f} CPU s",
+                    flush=True,
+                )
+            best = max(best, (known["validation_ndcg@10"], alternative), key=lambda pair: pair[0])
+        chosen += [best[1]] if best[1] else []
+    return chosen
+
+
 def main() -> None:
     """Run what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -99,7 +134,14 @@ def main() -> None:
         data = load_recommendation_data(data_folder() / dataset)
         split = leave_one_out(data.sequences)
         for backbone in args.backbones or study["datasets"][dataset]["backbones"]:
-            model_settings, training = settings(study, dataset, backbone)
+            chosen: list[dict] | None = []
+            if backbone in study["datasets"][dataset].get("tuning", []):
+                chosen = tune(
+                    study, dataset, backbone, data, split, lambda: time.monotonic() - begun > args.time_limit
+                )
+            if chosen is None:
+                continue
+            model_settings, training = settings(study, dataset, backbone, *chosen)
             for seed in args.seeds[:1] if backbone in ("popularity", "itemitem") else args.seeds:
                 stem = args.records / dataset / f"{backbone}-{seed}"
                 paths = {rule: stem.with_name(f"{stem.name}-{rule}.json") for rule in ("masked", "unmasked")}

