@@ -296,21 +296,23 @@ def _print_gains(teacher: Any, student: Any, split: Any, num_items: int) -> None
 
     group = item_popularity_groups(split.train, num_items)[split.test.target]
     table = Table(title=f"NDCG@10, {teacher.protocol.describe()}", title_justify="left")
-    for column in ("next film", "viewers", teacher.model, student.model, "difference", "95 % interval", "relative"):
-        table.add_column(column, justify="left" if column == "next film" else "right")
+    for column in ("next film", "viewers", teacher.model, student.model, "difference, 95 % interval"):
+        table.add_column(column, justify="left" if column == "next film" else "right", no_wrap=True)
+    relative = {}
     for name, mask in [("all", group >= 0), *((name, group == code) for code, name in enumerate(ITEM_GROUPS))]:
         if not mask.any():
             continue
         gain = compare_records(*(replace(one, rows=one.rows.filter(mask)) for one in (teacher, student)), "ndcg@10")
+        relative[name] = gain.relative_gain
         table.add_row(
-            name, f"{gain.num_users:,}", f"{gain.first:.4f}", f"{gain.second:.4f}", f"{gain.difference:+.4f}",
-            f"[{gain.low:+.4f}, {gain.high:+.4f}]", "–" if gain.relative_gain is None else f"{gain.relative_gain:+.1%}",
+            name, f"{gain.num_users:,}", f"{gain.first:.4f}", f"{gain.second:.4f}",
+            f"{gain.difference:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]",
         )  # fmt: skip
-    table.caption = (
-        "never seen: no viewing in training; cold and warm: the 35 % least and most watched of the other films"
-    )
+    table.caption = "never seen: no viewing in training; cold, warm: the 35 % least and most watched of the others"
     table.caption_justify = "left"
     Console().print(table)
+    if relative["all"] is not None:
+        print(f"Relative to {teacher.model}, all viewers: {relative['all']:+.1%}.")
 
 
 def _train(
