@@ -11,7 +11,7 @@ python := $(VENV)/bin/python
 sources := hf_seqrec modeling trainers dataset_scripts tests benchmarks
 # One stamp per set of extras and torch; pip runs again when it or the project's requirements change.
 torch_name := $(subst /,_,$(subst $() ,,$(TORCH)))
-base := $(VENV)/.installed-base$(torch_name)
+demo := $(VENV)/.installed-demo$(torch_name)
 dev := $(VENV)/.installed-dev$(torch_name)
 
 .DEFAULT_GOAL := help
@@ -20,7 +20,7 @@ dev := $(VENV)/.installed-dev$(torch_name)
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(base)  ## train, evaluate, save, reload and recommend on a simulated world, in under 4 minutes
+demo: $(demo)  ## train, evaluate, save, reload and recommend on a simulated world, without and with a language model, in under 8 minutes
 	$(python) -m hf_seqrec.cli demo --output-dir demo-output --overwrite
 
 test: $(dev)  ## run all tests
@@ -51,8 +51,8 @@ $(python):
 	@$(PYTHON) -c 'import sys; v = "%d.%d" % sys.version_info[:2]; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, $(PYTHON) is " + v + ": name another, e.g. make test PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 
-$(base): pyproject.toml constraints.txt | $(python)
-	$(python) -m pip install --quiet $(TORCH) -e .
+$(demo): pyproject.toml constraints.txt | $(python)
+	$(python) -m pip install --quiet $(TORCH) -e ".[demo]"
 	@touch "$@"
 
 $(dev): pyproject.toml constraints.txt | $(python)
