@@ -302,7 +302,8 @@ def _print_gains(teacher: Any, student: Any, split: Any, num_items: int) -> None
     for name, mask in [("all", group >= 0), *((name, group == code) for code, name in enumerate(ITEM_GROUPS))]:
         if not mask.any():
             continue
-        gain = compare_records(*(replace(one, rows=one.rows.filter(mask)) for one in (teacher, student)), "ndcg@10")
+        first, second = (replace(one, rows=one.rows.filter(mask)) for one in (teacher, student))
+        gain = compare_records(first, second, "ndcg@10")
         relative[name] = gain.relative_gain
         table.add_row(
             name, f"{gain.num_users:,}", f"{gain.first:.4f}", f"{gain.second:.4f}",
@@ -316,7 +317,7 @@ def _print_gains(teacher: Any, student: Any, split: Any, num_items: int) -> None
 
 
 def _train(
-    trainer_class: type,
+    trainer_class: Any,
     model: Any,
     train: Any,
     validation: Any,
