@@ -142,12 +142,14 @@ class Answer:
         begin: Between the decoder's start token and the answer (encoder-decoder LLMs).
         end: Behind a title, scored with it.
         labels: One token per candidate, in the order of the prompt's list; for yes-no questions those of yes and no.
+        masks: Of a masked LLM: number of masks in the prompt; None: as many as the title has tokens.
     """
 
     fill: list[int] = field(default_factory=list)
     begin: list[int] = field(default_factory=list)
     end: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
+    masks: int | None = None
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ class CandidateProgram(PromptProgram):
     Args:
         candidate, candidate_separator: The wordings of the list of candidates.
         num_soft: Number k of soft prompts, all in one place.
-        answer_fill, answer_begin, answer_end, labels: See [`Answer`].
+        answer_fill, answer_begin, answer_end, labels, masks: See [`Answer`].
         answer_room: Tokens kept free for the answer.
         history_limit: Most items of a history.
     """
@@ -169,6 +171,7 @@ class CandidateProgram(PromptProgram):
     answer_begin: list[int] = field(default_factory=list)
     answer_end: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
+    masks: int | None = None
     answer_room: int = 0
     history_limit: int = 10
 
@@ -180,7 +183,7 @@ class CandidateProgram(PromptProgram):
     @property
     def answer(self) -> Answer:
         """What surrounds the answer, for a `Verbalizer`."""
-        return Answer(self.answer_fill, self.answer_begin, self.answer_end, self.labels)
+        return Answer(self.answer_fill, self.answer_begin, self.answer_end, self.labels, self.masks)
 
     @property
     def fields(self) -> list[str]:
@@ -248,6 +251,7 @@ def compile_candidate_template(
     max_tokens: int = 1024,
     answer: str = "plain",
     labels: str | Sequence[str] = "letters",
+    num_masks: int | None = None,
 ) -> CandidateProgram:
     """Tokenize a template for one LLM.
 
@@ -263,6 +267,8 @@ def compile_candidate_template(
         answer: Of an encoder-decoder: `plain` decodes the answer as trained for instructions; `sentinel` fills `<extra_id_0>` of
             the prompt (T5).
         labels: `letters` (A, B, …), `numbers` (1, 2, …), or the words themselves, such as `["yes", "no"]`; each must be one token.
+        num_masks: Of a masked LLM: masks in the answer slot, of which a title fills the first ones (longer ones are cut), so that one
+            pass answers for all candidates; None: as many as the title has tokens, one pass for each length.
 
     Returns:
         The program.
@@ -271,9 +277,9 @@ def compile_candidate_template(
         ValueError: No or several answer slots, text behind the answer slot of a decoder-only LLM, soft prompts without a place or a
             place without them, labels that are not single distinct tokens, or a tokenizer without mask or sentinel tokens.
     """
-    for name, value in (("history_length", history_length), ("num_candidates", num_candidates),
+    for name, value in (("history_length", history_length), ("num_candidates", num_candidates), ("num_masks", num_masks),
                         ("max_title_tokens", max_title_tokens), ("max_tokens", max_tokens)):  # fmt: skip
-        if value < 1:
+        if value is not None and value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
     slots = {slot: template.prompt.count(slot.text) for slot in Slot}
     if slots[Slot.ANSWER] != 1:
@@ -301,7 +307,7 @@ def compile_candidate_template(
             programs[name] += head if token in (Field.LABEL, Slot.ANSWER) else []
             programs[name] += [token] * (num_soft if token == Slot.SOFT_PROMPT else 1)
     surroundings = _answer_tokens(answer, llm_kind, tokenizer, start, end, template.answer_end)
-    longest = 1 if label_tokens else max_title_tokens + len(surroundings["answer_end"])
+    longest = 1 if label_tokens else (num_masks or max_title_tokens) + len(surroundings["answer_end"])
     return CandidateProgram(
         template=template.name,
         version=template.version,
@@ -316,6 +322,7 @@ def compile_candidate_template(
         max_tokens=max_tokens,
         num_soft=num_soft,
         labels=label_tokens,
+        masks=num_masks if llm_kind == "encoder" else None,
         answer_room=len(surroundings["answer_fill"]) if llm_kind == "encoder-decoder" else longest,
         history_limit=history_length,
         **programs,
