@@ -17,15 +17,15 @@ _MODULE_OF = {
         "hf_seqrec.data.demo": "build_demo_world",
         "hf_seqrec.evaluation": "EvaluationRecord Protocol RankingEvaluator compare_records",
         "hf_seqrec.modeling": "BERT4RecConfig BERT4RecForSequentialRecommendation CaserConfig "
-        "CaserForSequentialRecommendation FMLPRecConfig FMLPRecForSequentialRecommendation GRU4RecConfig "
+        "CaserForSequentialRecommendation E4SRecConfig E4SRecForSequentialRecommendation FMLPRecConfig FMLPRecForSequentialRecommendation GRU4RecConfig "
         "GRU4RecForSequentialRecommendation ItemItemConfig ItemItemForSequentialRecommendation LLMSRecConfig "
-        "LLMSRecForSequentialRecommendation LLMSequentialRecommendationProcessor LightSANsConfig "
-        "LightSANsForSequentialRecommendation NextItNetConfig NextItNetForSequentialRecommendation PopularityConfig "
+        "LLMSRecForSequentialRecommendation LLMSeqSimConfig LLMSeqSimForSequentialRecommendation LLMSequentialRecommendationProcessor LightSANsConfig "
+        "LightSANsForSequentialRecommendation NextItNetConfig NextItNetForSequentialRecommendation P2RecConfig P2RecModel PopularityConfig "
         "PopularityForSequentialRecommendation SASRecConfig SASRecForSequentialRecommendation",
         "hf_seqrec.modeling.processing": "SequentialRecommendationProcessor",
         "hf_seqrec.pipelines": "SequentialRecommendationPipeline pipeline",
         "hf_seqrec.presets": "load_preset",
-        "hf_seqrec.trainers": "DistillationTrainer DistillationTrainingArguments NextItemTrainer NextItemTrainingArguments SeqRecTrainer SeqRecTrainingArguments",
+        "hf_seqrec.trainers": "DistillationTrainer DistillationTrainingArguments NextItemTrainer NextItemTrainingArguments PreferenceTrainer PreferenceTrainingArguments SeqRecTrainer SeqRecTrainingArguments",
     }.items()
     for name in names.split()
 }

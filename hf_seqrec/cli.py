@@ -12,6 +12,7 @@ COMMANDS = {
     "demo": "the main job on a simulated world: train, evaluate, save, reload, recommend",
     "data": "build a data set from raw files, check one, or push one to the Hub",
     "train": "train a recommender, evaluate it and save it",
+    "vectors": "make item vectors with a language model, as a data set for every backbone",
     "evaluate": "rank the held-out items with a saved recommender and write a record",
     "compare": "compare two records: paired test and interval of the difference",
     "diagnose": "does a recommender understand order, and for whom does it work",

@@ -23,11 +23,13 @@ from transformers import AutoModel, AutoProcessor, TrainingArguments
 from hf_seqrec.cards.model_card import eval_results_yaml, make_model_card
 from hf_seqrec.data.files import atomic_folder, check_writable_folder
 from hf_seqrec.evaluation import EvaluationRecord
+from hf_seqrec.item_vectors import MANIFEST, load_item_vectors
 from hf_seqrec.modeling import processing  # also makes every model known to the Auto classes
 from hf_seqrec.pipelines import SequentialRecommendationPipeline
 
 
 CARD, PIPELINE_CODE = "README.md", "pipelines.py"
+GROUPS = "groups.npz"  # of the items, beside P2Rec's weights
 _NEEDED = ("config.json", "processor_config.json", processing.ITEMS_NAME, PIPELINE_CODE, CARD)
 
 # What a recommender consists of; checkpoints, optimizer states and arguments (with local paths) of a training run stay at home.
@@ -254,21 +256,95 @@ def push_dataset(
     Raises:
         FileNotFoundError: The folder is no data set in the Hub layout. Otherwise as `push_recommender`.
     """
-    folder = Path(folder)
-    parts = {pattern: sorted(folder.glob(pattern)) for pattern in (CARD, "items/*.parquet", "interactions/*.parquet")}
+    patterns = (CARD, "items/*.parquet", "interactions/*.parquet")
+    content = _content(Path(folder), patterns, "build it with `seqrec data build` first", token)
+    old = re.compile(r"(items|interactions)/.+")
+    message = commit_message or f"Data set {repo_id.split('/')[-1]}"
+    return _push(content, repo_id, "dataset", old, message, private, revision, parent_commit, token)
+
+
+def push_item_vectors(
+    folder: str | os.PathLike,
+    repo_id: str,
+    private: bool | None = None,
+    revision: str | None = None,
+    parent_commit: str | None = None,
+    commit_message: str | None = None,
+    token: str | None = None,
+) -> CommitInfo:
+    """Push item vectors as a data set, in one commit; `load_item_vectors` and `seqrec train … --item_features` read it.
+
+    Args:
+        folder: A finished folder of item vectors.
+        repo_id: See `push_recommender`, also for the other arguments.
+        private: Visibility of a new repository.
+        revision: Branch to push to.
+        parent_commit: Commit that the push must follow.
+        commit_message: First line of the commit's message.
+        token: Hub token.
+
+    Returns:
+        The commit.
+
+    Raises:
+        FileNotFoundError: The folder holds no item vectors. ValueError: they are half-written. Otherwise as `push_recommender`.
+    """
+    folder = load_item_vectors(folder).folder
+    content = _content(folder, (CARD, MANIFEST, "vectors/*.parquet"), "make the vectors again", token)
+    message = commit_message or f"Item vectors {repo_id.split('/')[-1]}"
+    return _push(
+        content, repo_id, "dataset", re.compile(r"vectors/.+"), message, private, revision, parent_commit, token
+    )
+
+
+def push_p2rec(
+    folder: str | os.PathLike,
+    repo_id: str,
+    private: bool | None = None,
+    revision: str | None = None,
+    parent_commit: str | None = None,
+    commit_message: str | None = None,
+    token: str | None = None,
+) -> CommitInfo:
+    """Push what P2Rec trained: adapters, projection, head and groups, in one commit; neither the LLM nor the item vectors made with it.
+
+    Args:
+        folder: Written by `seqrec train p2rec`.
+        repo_id: See `push_recommender`, also for the other arguments.
+        private: Visibility of a new repository.
+        revision: Branch to push to.
+        parent_commit: Commit that the push must follow.
+        commit_message: First line of the commit's message.
+        token: Hub token.
+
+    Returns:
+        The commit; its `oid` pins this version in `P2RecModel.from_pretrained(…, revision=oid)`.
+
+    Raises:
+        FileNotFoundError: The folder is no complete run. Otherwise as `push_recommender`.
+    """
+    patterns = (CARD, "config.json", "*.safetensors", "*.py", GROUPS, "p2rec.json")
+    content = _content(Path(folder), patterns, "train with `seqrec train p2rec` first", token)
+    message = commit_message or f"P2Rec {repo_id.split('/')[-1]}"
+    return _push(content, repo_id, "model", _OURS, message, private, revision, parent_commit, token)
+
+
+def _content(folder: Path, patterns: Sequence[str], advice: str, token: str | None) -> dict[str, Path | bytes]:
+    """The files of a folder that are pushed, by their path there; each pattern must match something."""
+    parts = {pattern: sorted(folder.glob(pattern)) for pattern in patterns}
     missing = [pattern for pattern, paths in parts.items() if not paths]
     if missing:
-        raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}: build it with `seqrec data build` first.")
+        raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}: {advice}.")
     _refuse_tokens(folder, token)
-    content: dict[str, Path | bytes] = {
-        path.relative_to(folder).as_posix(): path for paths in parts.values() for path in paths
-    }
-    old = re.compile(r"(items|interactions)/.+")
+    return {path.relative_to(folder).as_posix(): path for paths in parts.values() for path in paths}
+
+
+def _push(content, repo_id, repo_type, old, message, private, revision, parent_commit, token) -> CommitInfo:
+    """One commit to a repository, which is made when missing."""
     with _clear_errors(repo_id):
         api = _api(token)
-        repo_id = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True).repo_id
-        message = commit_message or f"Data set {repo_id.split('/')[-1]}"
-        return _commit(api, repo_id, "dataset", content, old, message, revision, parent_commit)
+        repo_id = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id
+        return _commit(api, repo_id, repo_type, content, old, message, revision, parent_commit)
 
 
 def load_recommender(path_or_repo: str | os.PathLike, revision: str | None = None, token: str | None = None):

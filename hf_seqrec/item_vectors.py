@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,19 +130,29 @@ class ItemVectors:
         return np.concatenate(list(self.shards(column, catalogue)))
 
 
-def load_item_vectors(folder: str | os.PathLike) -> ItemVectors:
-    """Open a folder of item vectors; rows are read, and checked, by its `shards` and `read`.
+def load_item_vectors(
+    path_or_repo: str | os.PathLike, revision: str | None = None, token: str | None = None
+) -> ItemVectors:
+    """Open item vectors; rows are read, and checked, by its `shards` and `read`.
 
     Args:
-        folder: What `encode_items`, `enhance_items` or `write_item_vectors` wrote.
+        path_or_repo: Folder that `encode_items`, `enhance_items` or `write_item_vectors` wrote, or a data set repository on the Hub
+            that `hf_seqrec.hub.push_item_vectors` filled.
+        revision: Branch, tag or commit of the repository; not for folders.
+        token: Hub token for a private repository.
 
     Returns:
         The open folder.
 
     Raises:
-        FileNotFoundError: It is no folder of item vectors. ValueError: not all of its shards have been written.
+        FileNotFoundError: Neither a folder of item vectors nor a repository of them. ValueError: not all of its shards have been
+            written, or a revision of a folder.
     """
-    folder = Path(folder)
+    folder = Path(path_or_repo)
+    if not folder.exists():
+        folder = _download(os.fspath(path_or_repo), revision, token)
+    elif revision is not None:
+        raise ValueError(f"revision={revision!r} is for Hub repositories, but {folder} is a folder: leave it out.")
     manifest = _read_manifest(folder)
     if manifest is None:
         raise FileNotFoundError(f"{folder} holds no item vectors ({MANIFEST} is missing or unreadable).")
@@ -159,21 +170,38 @@ def load_item_vectors(folder: str | os.PathLike) -> ItemVectors:
     return ItemVectors(folder=folder, **values)
 
 
+def _download(repo: str, revision: str | None, token: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+    try:
+        patterns = [MANIFEST, "vectors/*.parquet"]
+        return Path(
+            snapshot_download(repo, repo_type="dataset", revision=revision, token=token, allow_patterns=patterns)
+        )
+    except (HFValidationError, RepositoryNotFoundError) as error:
+        raise FileNotFoundError(
+            f"{repo} holds no item vectors: it is neither a folder nor a Hub repository."
+        ) from error
+
+
 def write_item_vectors(
     folder: str | os.PathLike,
     item_ids: Sequence[str] | pa.Array,
     columns: dict[str, np.ndarray],
     description: dict[str, Any],
     shard_size: int = 8192,
+    overwrite: bool = False,
 ) -> ItemVectors:
     """Write vectors that are in memory.
 
     Args:
-        folder: Where to; other vectors in it are refused.
+        folder: Where to; other vectors in it are refused, unless `overwrite`.
         item_ids: One per row, in the order of the catalogue.
         columns: `vector` and any further ones, (num_items, width) each.
         description: What the vectors are.
         shard_size: Rows per file.
+        overwrite: Replace other vectors.
 
     Returns:
         The folder, open.
@@ -196,6 +224,7 @@ def write_item_vectors(
         key,
         shard_size,
         progress=False,
+        overwrite=overwrite,
     )
 
 
@@ -207,6 +236,7 @@ def write_shards(
     key: str,
     shard_size: int = 8192,
     progress: bool = True,
+    overwrite: bool = False,
 ) -> ItemVectors:
     """Compute and write the shards that are not there yet; with several processes each does its share.
 
@@ -218,6 +248,7 @@ def write_shards(
         key: Hash of the content, see [`content_key`].
         shard_size: Rows per shard; one shard is in memory at a time.
         progress: Whether to show a bar.
+        overwrite: Replace other vectors in the folder instead of refusing them.
 
     Returns:
         The folder, open.
@@ -230,15 +261,26 @@ def write_shards(
     if not len(item_ids):
         raise ValueError("there is no item to make vectors of.")
     folder, total = Path(folder), len(item_ids)
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    rank, world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if distributed else (0, 1)
     manifest = _read_manifest(folder)
-    if manifest is not None and (manifest["key"], manifest["shard_size"]) != (key, shard_size):
+    others = manifest is not None and (manifest["key"], manifest["shard_size"]) != (key, shard_size)
+    if distributed:
+        torch.distributed.barrier()  # nobody changes the manifest before everybody has read it
+    if others and overwrite:
+        if rank == 0:
+            # The manifest first: without it the folder holds no vectors, whatever is left of them.
+            (folder / MANIFEST).unlink()
+            shutil.rmtree(folder / "vectors", ignore_errors=True)
+        if distributed:
+            torch.distributed.barrier()
+        manifest = None
+    elif manifest is not None and others:
         raise ValueError(
             f"{folder} holds other vectors (made from {json.dumps(manifest['description'])}, key {manifest['key']}, shards of "
             f"{manifest['shard_size']}), not {json.dumps(description)}, key {key}, shards of {shard_size}: choose another folder or "
             "delete it."
         )
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    rank, world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if distributed else (0, 1)
     content = {"key": key, "num_items": total, "shard_size": shard_size, "description": description}
     if manifest is None:
         _write_json(folder / MANIFEST, content)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from sklearn.cluster import KMeans
 from sklearn.metrics import silhouette_score
+from transformers.utils import cached_file
 
 from hf_seqrec.data import Catalogue, Sequences
 from hf_seqrec.data.files import atomic_path
@@ -26,6 +27,7 @@ from .item_vectors import ItemVectors, content_key, write_item_vectors, write_sh
 
 
 NORMALIZATIONS = ("none", "unit", "standard")
+CONTROLS = ("noise", "teacher", "groups")
 _SILHOUETTE_ROWS = 5000
 
 
@@ -89,6 +91,23 @@ class ItemGroups:
             raise ValueError(
                 f"{path} holds no item groups, or is damaged: make them again with `group_items`."
             ) from error
+
+
+def load_groups(path_or_repo: str | os.PathLike, revision: str | None = None, token: str | None = None) -> ItemGroups:
+    """The groups beside a trained P2Rec.
+
+    Args:
+        path_or_repo: Folder or Hub repository that `seqrec train p2rec` wrote.
+        revision: Branch, tag or commit of the repository.
+        token: Hub token for a private repository.
+
+    Returns:
+        The groups.
+
+    Raises:
+        OSError: No such folder or repository, or it has no groups. ValueError: a damaged file.
+    """
+    return ItemGroups.load(str(cached_file(str(path_or_repo), "groups.npz", revision=revision, token=token)))
 
 
 def group_items(
@@ -213,7 +232,12 @@ def preference_distributions(sequences: Sequences, groups: ItemGroups) -> np.nda
 
 
 def enhance_items(
-    model: P2RecModel, catalogue: Catalogue, folder: str | os.PathLike, shard_size: int = 8192, progress: bool = True
+    model: P2RecModel,
+    catalogue: Catalogue,
+    folder: str | os.PathLike,
+    shard_size: int = 8192,
+    progress: bool = True,
+    overwrite: bool = False,
 ) -> ItemVectors:
     """Stage 2: every item alone through the tuned LLM.
 
@@ -223,6 +247,7 @@ def enhance_items(
         folder: Receives columns `vector` (z, width of the LLM) and `categories` (ĝ, K); resumed when an earlier run was stopped.
         shard_size: Items per file.
         progress: Whether to show a bar.
+        overwrite: Replace other vectors in the folder, such as those of an earlier state of the model.
 
     Returns:
         The vectors; any backbone reads them with `fusion="gate"`.
@@ -251,7 +276,7 @@ def enhance_items(
 
     key = content_key(description, catalogue.item_ids.to_pylist())
     try:
-        return write_shards(folder, catalogue.item_ids, compute, description, key, shard_size, progress)
+        return write_shards(folder, catalogue.item_ids, compute, description, key, shard_size, progress, overwrite)
     finally:
         model.train(was_training)
 
@@ -299,6 +324,8 @@ def write_controls(
     item_table: np.ndarray | torch.Tensor,
     groups: ItemGroups,
     seed: int = 0,
+    names: Sequence[str] = CONTROLS,
+    overwrite: bool = False,
 ) -> dict[str, ItemVectors]:
     """What stands in for z to tell whether the LLM does anything; text vectors themselves are the control `encode_items` gives.
 
@@ -309,25 +336,62 @@ def write_controls(
         item_table: (num_items + 1, width) of the backbone that taught the LLM.
         groups: The k-means groups.
         seed: Of the noise.
+        names: Which of `noise`, `teacher` and `groups` to write.
+        overwrite: Replace other vectors in these folders.
 
     Returns:
         `noise` (normal, of z's width, mean and deviation), `teacher` (the backbone's own vectors), `groups` (one-hot: the paper's
         variant CI, to be trained with `fusion="add"` and without scaling).
 
     Raises:
-        ValueError: Another catalogue.
+        ValueError: Another catalogue, or an unknown name.
     """
-    vectors = enhanced.read(catalogue=catalogue)
-    noise = np.random.default_rng(seed).normal(vectors.mean(), vectors.std(), vectors.shape)
-    table = torch.as_tensor(item_table).detach().cpu().numpy()[1:]
-    made: dict[str, tuple[np.ndarray, dict[str, Any]]] = {
-        "noise": (noise, {"seed": seed}),
-        "teacher": (table, {}),
-        "groups": (groups.one_hot(), {"num_groups": groups.num_groups}),
-    }
     return {
-        name: write_item_vectors(
-            os.path.join(folder, name), catalogue.item_ids, {"vector": values}, {"kind": name, **more}
+        name: write_control(
+            name, os.path.join(folder, name), catalogue, enhanced, item_table, groups, seed, overwrite=overwrite
         )
-        for name, (values, more) in made.items()
+        for name in names
     }
+
+
+def write_control(
+    name: str,
+    folder: str | os.PathLike,
+    catalogue: Catalogue,
+    enhanced: ItemVectors | None,
+    item_table: np.ndarray | torch.Tensor,
+    groups: ItemGroups,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> ItemVectors:
+    """One of the controls of [`write_controls`].
+
+    Args:
+        name: `noise`, `teacher` or `groups`.
+        folder: Where to.
+        catalogue: The items.
+        enhanced: What [`enhance_items`] gave; only `noise` needs it.
+        item_table: (num_items + 1, width) of the backbone that taught the LLM.
+        groups: The k-means groups.
+        seed: Of the noise.
+        overwrite: Replace other vectors in the folder.
+
+    Returns:
+        The vectors.
+
+    Raises:
+        ValueError: Another catalogue, or an unknown name.
+    """
+    values, more = None, {}
+    if name == "noise" and enhanced is not None:
+        vectors = enhanced.read(catalogue=catalogue)
+        values, more = np.random.default_rng(seed).normal(vectors.mean(), vectors.std(), vectors.shape), {"seed": seed}
+    elif name == "teacher":
+        values = torch.as_tensor(item_table).detach().cpu().numpy()[1:]
+    elif name == "groups":
+        values, more = groups.one_hot(), {"num_groups": groups.num_groups}
+    if values is None:
+        raise ValueError(f"there is no control {name!r} (noise needs `enhanced`), choose from {', '.join(CONTROLS)}.")
+    return write_item_vectors(
+        folder, catalogue.item_ids, {"vector": values}, {"kind": name, **more}, overwrite=overwrite
+    )

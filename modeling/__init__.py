@@ -6,6 +6,7 @@ if __name__ == "modeling":
 from .base import NextItemOutput, SequenceModel, SequentialRecommender, SequentialRecommenderConfig
 from .bert4rec import BERT4RecConfig, BERT4RecForSequentialRecommendation, BERT4RecModel
 from .caser import CaserConfig, CaserForSequentialRecommendation, CaserModel
+from .e4srec import E4SRecConfig, E4SRecForSequentialRecommendation
 from .fmlprec import FMLPRecConfig, FMLPRecForSequentialRecommendation, FMLPRecModel
 from .gru4rec import GRU4RecConfig, GRU4RecForSequentialRecommendation, GRU4RecModel
 from .item_encoder import ItemEncoder
@@ -13,6 +14,7 @@ from .itemitem import ItemItemConfig, ItemItemForSequentialRecommendation
 from .lightsans import LightSANsConfig, LightSANsForSequentialRecommendation, LightSANsModel
 from .llm_processing import LLMSequentialRecommendationProcessor
 from .llm_srec import LLMSRecConfig, LLMSRecForSequentialRecommendation
+from .llmseqsim import LLMSeqSimConfig, LLMSeqSimForSequentialRecommendation
 from .losses import (
     BinaryCrossEntropyLoss,
     BPRLoss,
@@ -23,6 +25,7 @@ from .losses import (
     make_loss,
 )
 from .nextitnet import NextItNetConfig, NextItNetForSequentialRecommendation, NextItNetModel
+from .p2rec import P2RecConfig, P2RecModel
 from .popularity import PopularityConfig, PopularityForSequentialRecommendation, PopularityModel
 from .sasrec import SASRecConfig, SASRecForSequentialRecommendation, SASRecModel
 
@@ -37,6 +40,8 @@ __all__ = [
     "CaserForSequentialRecommendation",
     "CaserModel",
     "CrossEntropyLoss",
+    "E4SRecConfig",
+    "E4SRecForSequentialRecommendation",
     "FMLPRecConfig",
     "FMLPRecForSequentialRecommendation",
     "FMLPRecModel",
@@ -49,6 +54,8 @@ __all__ = [
     "ItemItemForSequentialRecommendation",
     "LLMSRecConfig",
     "LLMSRecForSequentialRecommendation",
+    "LLMSeqSimConfig",
+    "LLMSeqSimForSequentialRecommendation",
     "LLMSequentialRecommendationProcessor",
     "LightSANsConfig",
     "LightSANsForSequentialRecommendation",
@@ -58,6 +65,8 @@ __all__ = [
     "NextItNetModel",
     "NextItemLoss",
     "NextItemOutput",
+    "P2RecConfig",
+    "P2RecModel",
     "PopularityConfig",
     "PopularityForSequentialRecommendation",
     "PopularityModel",

@@ -34,7 +34,6 @@ class ItemPromptConfig(SequentialRecommenderConfig):
         lora: Arguments of `peft.LoraConfig`; None keeps every weight of the LLM.
         prompt: The tokenized texts; filled in by `from_parts`.
         num_title_tokens: Tokens of all titles together; filled in by `from_parts`.
-        item_vectors_fingerprint: Hash of the item vectors; filled in by `from_parts`.
         llm_name_or_path, llm_revision: The LLM.
         llm_config: The LLM's configuration; filled in.
         llm_dtype: Type of the LLM's weights; `auto` is the checkpoint's.

@@ -4,9 +4,11 @@ if __name__ == "trainers":
     raise ModuleNotFoundError("`trainers` is installed as `hf_seqrec.trainers`: write `import hf_seqrec.trainers`.")
 
 from .base import SeqRecTrainer, SeqRecTrainingArguments
+from .ctrl import align_items_with_texts
 from .data import DataCollatorForCloze, DataCollatorForNextItem, NegativeSampler, SequenceDataset
 from .distillation import DistillationTrainer, DistillationTrainingArguments
 from .next_item import NextItemTrainer, NextItemTrainingArguments
+from .preference import PreferenceTrainer, PreferenceTrainingArguments
 
 
 __all__ = [
@@ -17,7 +19,10 @@ __all__ = [
     "NegativeSampler",
     "NextItemTrainer",
     "NextItemTrainingArguments",
+    "PreferenceTrainer",
+    "PreferenceTrainingArguments",
     "SeqRecTrainer",
     "SeqRecTrainingArguments",
     "SequenceDataset",
+    "align_items_with_texts",
 ]

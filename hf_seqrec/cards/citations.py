@@ -121,5 +121,38 @@ METHODS: dict[str, Method] = {
   year = {2025}
 }""",
     ),
+    "hf_seqrec_p2rec": Method(
+        "P2Rec",
+        "a language model that tells how a user's interest is spread over groups of items, and gives every item an enhanced vector",
+        None,
+        """@inproceedings{liu2024practice,
+  title = {A Practice-Friendly {LLM}-Enhanced Paradigm with Preference Parsing for Sequential Recommendation},
+  author = {Liu, Dugang and others},
+  booktitle = {ACM Conference on Recommender Systems (RecSys)},
+  year = {2024}
+}""",
+    ),
+    "hf_seqrec_e4srec": Method(
+        "E4SRec",
+        "a language model that reads projected item vectors and scores the catalogue with one linear map",
+        "https://arxiv.org/abs/2312.02443",
+        """@article{li2023e4srec,
+  title = {{E4SRec}: An Elegant Effective Efficient Extensible Solution of Large Language Models for Sequential Recommendation},
+  author = {Li, Xinhang and others},
+  journal = {arXiv preprint arXiv:2312.02443},
+  year = {2023}
+}""",
+    ),
+    "hf_seqrec_llmseqsim": Method(
+        "LLMSeqSim",
+        "items whose texts are most like those of the history, by vectors of a language model, without any training",
+        "https://arxiv.org/abs/2309.09261",
+        """@inproceedings{harte2023leveraging,
+  title = {Leveraging Large Language Models for Sequential Recommendation},
+  author = {Harte, Jesse and others},
+  booktitle = {ACM Conference on Recommender Systems (RecSys)},
+  year = {2023}
+}""",
+    ),
     "hf_seqrec_popularity": Method("Popularity", "the same most chosen items for everybody, whatever the history"),
 }

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 
 FUSIONS = ("gate", "concat", "add", "init")
+CONTROLS = ("noise", "teacher", "groups", "text")
 
 
 @dataclass
@@ -14,7 +16,11 @@ class ItemFeatureArguments:
     """Which item vectors join the ID table of a backbone.
 
     Args:
-        item_features: Folder of item vectors: of texts, of P2Rec, or a control.
+        item_features: Folder or Hub repository of item vectors: of texts, of P2Rec, or a control; or the folder of a P2Rec run, whose
+            enhanced vectors are meant.
+        item_features_revision: Branch, tag or commit of the repository.
+        control: What of a P2Rec run stands in for its enhanced vectors: `noise`, `teacher`, `text`, or `groups`, the paper's variant
+            CI, which adds a learnable vector per group instead of using `fusion`.
         fusion: How they join, see [`~hf_seqrec.modeling.ItemEncoder`]; `init` starts the ID table from their principal axes, as
             LLM2BERT4Rec does.
         scale_item_features: Move them to the mean 0 and a mean squared length of 1 first; off for one-hot groups.
@@ -22,7 +28,18 @@ class ItemFeatureArguments:
 
     item_features: str | None = field(
         default=None,
-        metadata={"help": "Folder of item vectors that join the ID table: of texts, of P2Rec, or a control."},
+        metadata={
+            "help": "Folder or Hub repository of item vectors that join the ID table, or the folder of a P2Rec run."
+        },
+    )
+    item_features_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of the item vectors' repository."}
+    )
+    control: str | None = field(
+        default=None,
+        metadata={
+            "help": "What of a P2Rec run stands in for its enhanced vectors: noise, teacher, text, or groups (variant CI)."
+        },
     )
     fusion: str = field(
         default="gate",
@@ -56,17 +73,35 @@ class ItemFeatures:
             head: The recommender's class.
 
         Raises:
-            FileNotFoundError: No such vectors. ValueError: half-written ones, an unknown fusion, or a method without a table.
+            FileNotFoundError: No such vectors. ValueError: half-written ones, an unknown fusion or control, or a method without a
+                table.
         """
-        from hf_seqrec.item_vectors import load_item_vectors
+        from hf_seqrec.item_vectors import MANIFEST, load_item_vectors
 
         if arguments.item_features is None:
+            for option, default in (("fusion", "gate"), ("control", None)):
+                if (value := getattr(arguments, option)) != default:
+                    raise ValueError(f"--{option} {value} needs item vectors: name them with --item_features.")
             return None
         if arguments.fusion not in FUSIONS:
             raise ValueError(f"--fusion must be one of {', '.join(FUSIONS)}, got {arguments.fusion!r}.")
         if hasattr(head, "fit"):
             raise ValueError(f"{head.__name__} has no item table that --item_features could join: leave them out.")
-        return cls(load_item_vectors(arguments.item_features), arguments.fusion, arguments.scale_item_features)
+        source, control = Path(arguments.item_features), arguments.control
+        if control not in (None, *CONTROLS):
+            raise ValueError(f"--control must be one of {', '.join(CONTROLS)}, got {control!r}.")
+        run = source / "vectors" if source.is_dir() and not (source / MANIFEST).exists() else None
+        if control is not None and (run is None or not (run / control).is_dir()):
+            raise ValueError(
+                f"{source} holds no control {control!r}: write it with `seqrec train p2rec … --controls {control}` and give the folder "
+                "of that run."
+            )
+        vectors = load_item_vectors(
+            run / (control or "enhanced") if run else arguments.item_features, arguments.item_features_revision
+        )
+        if control == "groups":
+            return cls(vectors, "add", scale=False)
+        return cls(vectors, arguments.fusion, arguments.scale_item_features)
 
     @property
     def config(self) -> dict[str, Any]:

@@ -78,7 +78,12 @@ class BackboneScriptArguments(ItemFeatureArguments, ScriptArguments):
 
 
 # Methods that are made from more than the data have a script of their own.
-OWN_SCRIPTS = {"llm-srec": "train_llm_srec"}
+OWN_SCRIPTS = {
+    "llm-srec": "train_llm_srec",
+    "p2rec": "train_p2rec",
+    "e4srec": "train_e4srec",
+    "llmseqsim": "train_llmseqsim",
+}
 
 
 def model_classes() -> dict[str, type]:
@@ -89,7 +94,7 @@ def model_classes() -> dict[str, type]:
     return {
         config_class(head).model_type.removeprefix("hf_seqrec_"): head
         for head in heads
-        if not hasattr(head, "from_parts")
+        if not (hasattr(head, "from_parts") or hasattr(head, "from_vectors"))
     }
 
 
@@ -437,7 +442,7 @@ def finish(
         if candidates is not None:
             candidates.save(output_dir / "records" / f"candidates-{candidates.num_negatives}.parquet")
         with atomic_path(output_dir / "run.yaml") as temporary:
-            temporary.write_text(_run_file(script_args, training_args, hyper_parameters), encoding="utf-8")
+            temporary.write_text(run_file(script_args, training_args, hyper_parameters), encoding="utf-8")
         _report(records, script_args, output_dir, data, getattr(model, "needs_timestamps", False))
         if training_args.push_to_hub:
             _push(output_dir, training_args)
@@ -445,7 +450,7 @@ def finish(
         trainer.end()
 
 
-def make_trainer(trainer_class: type, model, training_args, split, processor) -> Any:
+def make_trainer(trainer_class: type, model, training_args, split, processor, **more: Any) -> Any:
     """A trainer on the training part of a split that prints a line per evaluation and leaves the push to `finish`."""
     from transformers import PrinterCallback, ProgressCallback
 
@@ -460,6 +465,7 @@ def make_trainer(trainer_class: type, model, training_args, split, processor) ->
         train_dataset=split.train,
         eval_dataset=split.validation if training_args.eval_strategy != "no" else None,
         processing_class=processor,
+        **more,
     )
     trainer.split_name = split.name
     if not training_args.disable_tqdm:
@@ -544,7 +550,7 @@ def _push(output_dir: Path, training_args) -> None:
     print(f"Pushed: {commit.commit_url}")
 
 
-def _run_file(script_args, training_args, hyper_parameters: dict[str, Any]) -> str:
+def run_file(script_args, training_args, hyper_parameters: dict[str, Any]) -> str:
     """The run as a file for `--config`: everything that differs from the classes' defaults, and no secret."""
     plain = type(training_args)(output_dir=training_args.output_dir).to_dict()
     left_out = {"push_to_hub", "hub_token", "resume_from_checkpoint"}

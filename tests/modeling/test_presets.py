@@ -1,26 +1,23 @@
 import pytest
 import yaml
 
-from hf_seqrec import modeling
 from hf_seqrec.presets import list_presets, load_preset
+from hf_seqrec.scripts.train import OWN_SCRIPTS, config_class, model_classes
 from hf_seqrec.trainers import NextItemTrainingArguments
 
 
-CONFIGS = {
-    name.removesuffix("Config").lower(): getattr(modeling, name)
-    for name in modeling.__all__
-    # The presets of models around an LLM have tests of their own.
-    if name.endswith("Config") and not name.startswith(("SequentialRecommender", "LLM"))
-}
+# The presets of methods that have a script of their own have tests of their own.
+CONFIGS = {name: config_class(head) for name, head in model_classes().items()}
+OWN = {name.replace("-", "_") for name in OWN_SCRIPTS}
 ALL = [(method, name) for method, names in list_presets().items() if method in CONFIGS for name in names]
 FITTED = {"popularity", "itemitem"}
 
 
 def test_every_method_has_presets():
-    assert set(list_presets()) == {*CONFIGS, "llm_srec"}
+    assert set(list_presets()) == {*CONFIGS, *OWN}
     for method, names in list_presets().items():
         assert "default" in names
-        if method not in FITTED:
+        if method not in FITTED and method not in OWN:
             assert {"paper", "paper-code"} <= set(names)
 
 
@@ -44,9 +41,9 @@ def test_training_fields_make_training_arguments(method, name, tmp_path):
 
 
 def test_default_presets_agree_with_the_defaults_of_the_configurations():
-    for method, config_class in CONFIGS.items():
+    for method, config in CONFIGS.items():
         if method in ("sasrec", "gru4rec", "bert4rec", "itemitem", "popularity"):
-            defaults = config_class(num_items=10)
+            defaults = config(num_items=10)
             for key, value in load_preset(method).model.items():
                 assert getattr(defaults, key) == value, (method, key)
 

@@ -43,10 +43,10 @@ def test_hyper_parameters_are_the_fields_of_the_configuration(method):
 
 @pytest.mark.parametrize(("method", "name"), PRESETS)
 def test_the_values_of_a_preset_arrive(method, name):
-    _, training_args, model_args = train.parse([method, *REQUIRED, "--preset", name, "--use_cpu"])
+    script_args, training_args, model_args = train.parse([method, *REQUIRED, "--preset", name, "--use_cpu"])
     preset = load_preset(method, name)
     for key, value in preset.model.items():
-        assert getattr(model_args, key) == value
+        assert getattr(script_args if key == "fusion" else model_args, key) == value
     for key, value in preset.training.items():
         assert getattr(training_args, key) == value
 

@@ -1,0 +1,135 @@
+# /// script
+# dependencies = ["hf-seqrec"]
+# ///
+"""LLMSeqSim, a recommender by likeness of item texts, which needs vectors and no training: evaluate it and save it.
+
+seqrec vectors text --dataset data/beauty --llm sentence-transformers/all-MiniLM-L6-v2 --output-dir vectors
+seqrec train llmseqsim --dataset data/beauty --item_features vectors/KEY --output_dir out
+seqrec train llmseqsim --dataset data/beauty --item_features user/beauty-text-vectors --output_dir out --decay 0.5
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from .item_prompts import own_words
+from .train import (
+    ScriptArguments,
+    check_hub,
+    clear_configuration_errors,
+    finish,
+    introduce,
+    load_inputs,
+    model_arguments,
+    parse,
+)
+
+
+METHOD = "llmseqsim"
+
+
+@dataclass(kw_only=True)
+class LLMSeqSimScriptArguments(ScriptArguments):
+    """What to recommend from.
+
+    Args:
+        item_features: Folder or Hub repository of text vectors.
+        item_features_revision: Branch, tag or commit of the repository.
+    """
+
+    item_features: str = field(metadata={"help": "Folder or Hub repository of text vectors."})
+    item_features_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of the vectors' repository."}
+    )
+
+
+def make_parser(prog: str | None = None, model: str | None = METHOD) -> Any:
+    """Makes the parser.
+
+    Args:
+        prog: Name of the program in help texts.
+        model: Name of the method.
+
+    Returns:
+        A `TrlParser` for [`LLMSeqSimScriptArguments`], `NextItemTrainingArguments` (of which evaluation and push count) and the
+        hyper-parameters.
+    """
+    from trl import TrlParser
+
+    from hf_seqrec.modeling import LLMSeqSimForSequentialRecommendation
+    from hf_seqrec.trainers import NextItemTrainingArguments
+
+    return TrlParser(
+        [
+            LLMSeqSimScriptArguments,
+            NextItemTrainingArguments,
+            model_arguments(
+                LLMSeqSimForSequentialRecommendation, ("hidden_size", "hidden_dropout_prob", "initializer_range")
+            ),
+        ],
+        prog=prog,
+        usage=f"{prog or '%(prog)s'} {METHOD} --dataset FOLDER_OR_REPO --item_features FOLDER_OR_REPO --output_dir FOLDER [options]",
+        description="Recommend what reads like the history; nothing is trained.",
+        allow_abbrev=False,
+    )
+
+
+def main(script_args: LLMSeqSimScriptArguments, training_args: Any, model_args: Any) -> None:
+    """Checks everything, then evaluates and saves.
+
+    Args:
+        script_args: What to recommend from.
+        training_args: `output_dir` receives model, processor, records and `run.yaml`.
+        model_args: Hyper-parameters of the model.
+
+    Raises:
+        FileExistsError: If the output folder holds something and `overwrite` is off.
+        FileNotFoundError: If there are no such vectors.
+        ValueError: If data set, vectors or a hyper-parameter are wrong; nothing was written then.
+    """
+    from hf_seqrec.item_vectors import load_item_vectors
+    from hf_seqrec.modeling import LLMSeqSimForSequentialRecommendation
+    from hf_seqrec.modeling.processing import SequentialRecommendationProcessor
+
+    data, split, _ = load_inputs(script_args, training_args)
+    vectors = load_item_vectors(script_args.item_features, script_args.item_features_revision)
+    hyper_parameters = asdict(model_args)
+    values = vectors.read(catalogue=data.catalogue)
+    check_hub(training_args)
+    begin = time.perf_counter()
+    with clear_configuration_errors():
+        model = LLMSeqSimForSequentialRecommendation.from_vectors(
+            values, data_fingerprint=data.fingerprint, **hyper_parameters
+        )
+    processor = SequentialRecommendationProcessor.from_catalogue(
+        data.catalogue, model.config.max_length, data.fingerprint
+    )
+    introduce(data, split, training_args)
+    notes = {
+        "preset": script_args.preset, "hyper_parameters": hyper_parameters,
+        "item_features": {**vectors.description, "key": vectors.key}, "training_seconds": round(time.perf_counter() - begin, 2),
+    }  # fmt: skip
+    finish(model, processor, data, split, script_args, training_args, hyper_parameters, notes)
+
+
+def run(argv: Sequence[str], prog: str | None = None) -> int:
+    """Parses and evaluates; what `seqrec train llmseqsim` and `python -m hf_seqrec.scripts.train_llmseqsim` do.
+
+    Args:
+        argv: The words of the command line.
+        prog: Name of the program in help texts.
+
+    Returns:
+        Exit status.
+
+    Raises:
+        ValueError: If another method is named.
+    """
+    main(*parse(own_words(argv, METHOD), prog, make_parser))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))

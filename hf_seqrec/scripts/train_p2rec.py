@@ -1,0 +1,333 @@
+# /// script
+# dependencies = ["hf-seqrec"]
+# ///
+"""P2Rec in one command: groups of items, a language model tuned to tell users' preferences for them, and enhanced item vectors.
+
+The preset gives the defaults, `--config file.yaml` overrides them, the command line overrides both; unknown keys fail. The last
+two commands train backbones with what the first wrote; `--control` takes what stands in for the vectors instead.
+
+seqrec train p2rec --dataset data/beauty --backbone sasrec-out --llm LLM --output_dir p2rec --controls noise teacher groups text
+seqrec train gru4rec --dataset data/beauty --output_dir out --item_features p2rec
+seqrec train gru4rec --dataset data/beauty --output_dir ci --item_features p2rec --control groups
+"""
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .item_prompts import ItemPromptScriptArguments, base_model_of, item_prompt_arguments, open_item_table, own_words
+from .train import (
+    check_hub,
+    clear_configuration_errors,
+    introduce,
+    load_inputs,
+    make_trainer,
+    parse,
+    run_file,
+    what_training_did,
+)
+from .train_llm_srec import read_lora
+
+
+METHOD = "p2rec"
+RECORD = "p2rec.json"
+
+
+@dataclass(kw_only=True)
+class P2RecScriptArguments(ItemPromptScriptArguments):
+    """What to train on what, and what to write beside the enhanced vectors.
+
+    Args:
+        normalize: How vectors are normalised before k-means.
+        restarts: Runs of k-means, of which the best is kept.
+        controls: What to write that can stand in for the enhanced vectors.
+        template: Template of the item texts of the control `text`.
+        vectors_repo: Data set repository that receives the enhanced vectors with `--push_to_hub`.
+    """
+
+    normalize: str = field(
+        default="none", metadata={"help": "How vectors are normalised before k-means: none, unit or standard."}
+    )
+    restarts: int = field(default=10, metadata={"help": "Runs of k-means, of which the best is kept."})
+    controls: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Also write what can stand in for the enhanced vectors: noise, teacher (the backbone's own vectors), groups (the "
+            "paper's variant CI), text (raw text vectors of the same language model)."
+        },
+    )
+    template: str = field(
+        default="all",
+        metadata={"help": "Template of the item texts of the control text: a name, or a text with columns in braces."},
+    )
+    vectors_repo: str | None = field(
+        default=None,
+        metadata={
+            "help": "Data set repository for the enhanced vectors with --push_to_hub; by default MODEL-vectors."
+        },
+    )
+
+
+def make_parser(prog: str | None = None, model: str | None = METHOD) -> Any:
+    """Makes the parser.
+
+    Args:
+        prog: Name of the program in help texts.
+        model: Name of the method.
+
+    Returns:
+        A `TrlParser` for [`P2RecScriptArguments`], `PreferenceTrainingArguments` and what the model lets a person choose.
+    """
+    from trl import TrlParser
+
+    from hf_seqrec.modeling import P2RecModel
+    from hf_seqrec.trainers import PreferenceTrainingArguments
+
+    return TrlParser(
+        [P2RecScriptArguments, PreferenceTrainingArguments, item_prompt_arguments(P2RecModel)],
+        prog=prog,
+        usage=f"{prog or '%(prog)s'} {METHOD} --dataset FOLDER_OR_REPO --backbone FOLDER_OR_REPO --llm FOLDER_OR_REPO "
+        "--output_dir FOLDER [options]",
+        description="Groups of items, a language model that tells preferences for them, enhanced item vectors.",
+        allow_abbrev=False,
+    )
+
+
+def main(script_args: P2RecScriptArguments, training_args: Any, model_args: Any) -> None:
+    """Checks everything, then runs the three stages.
+
+    Args:
+        script_args: What to train on what.
+        training_args: `PreferenceTrainingArguments`; `output_dir` receives the tuned parts, `groups.npz`, `vectors/`, `p2rec.json`
+            and `run.yaml`.
+        model_args: Hyper-parameters of the model.
+
+    Raises:
+        FileExistsError: If the output folder holds something and neither `overwrite` nor a resume was asked for.
+        OSError: If language model or backbone cannot be found.
+        ValueError: If the data set, the backbone or a hyper-parameter is wrong; nothing was written then.
+    """
+    from transformers import set_seed
+
+    from hf_seqrec.hub import GROUPS
+    from hf_seqrec.modeling import P2RecModel
+    from hf_seqrec.preferences import group_items, preference_distributions
+    from hf_seqrec.trainers import PreferenceTrainer
+
+    # Everything that can be wrong is looked at before the first step of training.
+    data, split, resume = load_inputs(script_args, training_args)
+    _check(script_args, training_args, data)
+    table = open_item_table(script_args, data)
+    hyper_parameters = asdict(model_args)
+    hyper_parameters["lora"] = read_lora(hyper_parameters["lora"])
+    check_hub(training_args)
+    groups = group_items(
+        table, model_args.num_groups, script_args.normalize, split.train.item_index, training_args.seed, script_args.restarts
+    )  # fmt: skip
+    set_seed(training_args.seed)
+    with clear_configuration_errors():
+        model = P2RecModel.from_parts(
+            script_args.llm, table, data.catalogue, data.fingerprint, script_args.llm_revision, **hyper_parameters
+        )
+    trainer = make_trainer(
+        PreferenceTrainer, model, training_args, split, None,
+        preferences=preference_distributions(split.train, groups), group=groups.group,
+    )  # fmt: skip
+
+    introduce(data, split, training_args)
+    is_main, output_dir = training_args.process_index == 0, Path(training_args.output_dir)
+    if is_main:
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        print(
+            f"{groups.num_groups} groups of {groups.sizes.min():,} to {groups.sizes.max():,} items (silhouette "
+            f"{groups.silhouette:.3f}); P2Rec with {model.num_parameters():,} parameters, of which {trained:,} are trained"
+        )
+    begin, tokens = time.perf_counter(), model.encoder.tokens_seen
+    trainer.train(resume_from_checkpoint=resume)
+    stage1 = what_training_did(trainer) | {
+        "examples_per_epoch": len(trainer.train_dataset),
+        "seconds": time.perf_counter() - begin,
+        "llm_tokens": model.encoder.tokens_seen - tokens,  # of this process
+        "resumed": bool(resume),
+        "loss": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+    }
+    model = trainer.accelerator.unwrap_model(trainer.model).eval()
+    if is_main:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(output_dir)
+        groups.save(output_dir / GROUPS)
+    begin, tokens = time.perf_counter(), model.encoder.tokens_seen
+    vectors = _enhance(model, groups, data, script_args, training_args)
+    stage2 = {
+        "items": data.catalogue.num_items,
+        "seconds": time.perf_counter() - begin,
+        "llm_tokens": model.encoder.tokens_seen - tokens,
+    }
+    if is_main:
+        record = _record(script_args, training_args, hyper_parameters, data, split, groups, stage1, stage2, vectors)
+        _write(record, script_args, training_args, hyper_parameters)
+        _report(record, script_args, output_dir, vectors)
+        if training_args.push_to_hub:
+            _push(script_args, training_args, vectors["enhanced"].folder)
+    trainer.end()
+
+
+def _check(script_args: P2RecScriptArguments, training_args: Any, data: Any) -> None:
+    from hf_seqrec.preferences import CONTROLS
+    from hf_seqrec.text_vectors import item_texts
+
+    unknown = sorted(set(script_args.controls) - {*CONTROLS, "text"})
+    if unknown:
+        raise ValueError(f"--controls knows no {unknown[0]!r}, choose from {', '.join((*CONTROLS, 'text'))}.")
+    if "text" in script_args.controls:
+        item_texts(data.catalogue, script_args.template, 0, 1)
+    if training_args.eval_strategy != "no":
+        raise ValueError(
+            f"--eval_strategy {training_args.eval_strategy}: p2rec trains a fixed number of epochs, its vectors are judged by the "
+            "backbones trained with them: pass --eval_strategy no."
+        )
+
+
+def _enhance(model, groups, data, script_args, training_args) -> dict[str, Any]:
+    """Stage 2 and the controls; vectors of an earlier state of this run are replaced, half-written ones completed."""
+    from hf_seqrec.item_vectors import load_item_vectors
+    from hf_seqrec.preferences import CONTROLS, enhance_items, write_controls
+    from hf_seqrec.text_vectors import encode_items
+
+    folder, progress = Path(training_args.output_dir) / "vectors", not training_args.disable_tqdm
+    vectors = {
+        "enhanced": enhance_items(model, data.catalogue, folder / "enhanced", progress=progress, overwrite=True)
+    }
+    names = [name for name in CONTROLS if name in script_args.controls]
+    vectors |= write_controls(
+        folder,
+        data.catalogue,
+        vectors["enhanced"],
+        model.item_vectors,
+        groups,
+        training_args.seed,
+        names,
+        overwrite=True,
+    )
+    if "text" in script_args.controls:
+        cache = folder / ".text"
+        text = encode_items(
+            script_args.llm, data.catalogue, cache, script_args.template, revision=script_args.llm_revision,
+            device=model.encoder.device, progress=progress,
+        )  # fmt: skip
+        if training_args.process_index == 0:
+            shutil.rmtree(folder / "text", ignore_errors=True)
+            text.folder.rename(folder / "text")
+            cache.rmdir()
+            vectors["text"] = load_item_vectors(folder / "text")
+    return vectors
+
+
+def _record(
+    script_args, training_args, hyper_parameters, data, split, groups, stage1, stage2, vectors
+) -> dict[str, Any]:
+    from hf_seqrec.evaluation.record import _versions
+    from hf_seqrec.preferences import category_agreement
+
+    return {
+        "format": 1,
+        "method": METHOD,
+        "dataset": data.name,
+        "dataset_fingerprint": data.fingerprint,
+        "split": split.name,
+        "seed": training_args.seed,
+        "llm": Path(script_args.llm).name if Path(script_args.llm).is_dir() else script_args.llm,
+        "backbone": Path(script_args.backbone).name,
+        "preset": script_args.preset,
+        "hyper_parameters": hyper_parameters,
+        "processes": training_args.world_size,
+        "groups": {
+            "num_groups": groups.num_groups, "normalize": groups.normalize, "inertia": groups.inertia, "silhouette": groups.silhouette,
+            "sizes": groups.sizes.tolist(),
+        },
+        "stage1": stage1,
+        "stage2": stage2,
+        "agreement": category_agreement(vectors["enhanced"].read("categories"), groups),
+        "versions": _versions(),
+    }  # fmt: skip
+
+
+def _write(record, script_args, training_args, hyper_parameters) -> None:
+    from hf_seqrec.cards.citations import METHODS
+    from hf_seqrec.data.files import atomic_path
+
+    output_dir, method = Path(training_args.output_dir), METHODS["hf_seqrec_p2rec"]
+    base = base_model_of(script_args)
+    card = (
+        "---\nlibrary_name: transformers\n"
+        + (f"base_model: {base}\n" if base else "")
+        + "tags:\n- hf-seqrec\n- p2rec\n---\n"
+    )
+    card += (
+        f"# {output_dir.resolve().name}\n\n{method.name}: {method.summary}. Adapters, projection and head over `{record['llm']}`, made for "
+        f"{record['dataset']} (fingerprint `{record['dataset_fingerprint']}`); the language model itself is not in here. It is no "
+        "recommender: its enhanced item vectors train one.\n\n```python\nfrom hf_seqrec import P2RecModel\n\n"
+        f'model = P2RecModel.from_pretrained("{output_dir.resolve().name}")\nmodel.enhance(item_index)  # vectors, groups\n```\n\n'
+        f"```bibtex\n{method.citation}\n```\n"
+    )
+    files = {
+        "README.md": card,
+        RECORD: json.dumps(record, indent=1) + "\n",
+        "run.yaml": run_file(script_args, training_args, hyper_parameters),
+    }
+    for name, content in files.items():
+        with atomic_path(output_dir / name) as temporary:
+            temporary.write_text(content, encoding="utf-8")
+
+
+def _report(record, script_args, output_dir: Path, vectors) -> None:
+    shares = ", ".join(f"{name.upper()} {share:.1%}" for name, share in record["agreement"].items())
+    print(f"Inferred against k-means groups: {shares}")
+    print(f"Vectors: {', '.join(str(one.folder) for one in vectors.values())}. Next:")
+    print(
+        f"  seqrec train sasrec --dataset {script_args.dataset} --item_features {output_dir} --output_dir sasrec-p2rec"
+    )
+    if script_args.controls:
+        name = script_args.controls[0]
+        print(
+            f"  seqrec train sasrec --dataset {script_args.dataset} --item_features {output_dir} --control {name} --output_dir "
+            f"sasrec-{name}"
+        )
+
+
+def _push(script_args, training_args, vectors: Path) -> None:
+    from hf_seqrec.hub import push_item_vectors, push_p2rec
+
+    repo_id = training_args.hub_model_id or Path(training_args.output_dir).resolve().name
+    to = {
+        "private": training_args.hub_private_repo, "revision": training_args.hub_revision, "token": training_args.hub_token,
+    }  # fmt: skip
+    print(f"Pushed: {push_p2rec(training_args.output_dir, repo_id, **to).commit_url}")
+    commit = push_item_vectors(vectors, script_args.vectors_repo or f"{repo_id}-vectors", **to)
+    print(f"Pushed: {commit.commit_url}")
+
+
+def run(argv: Sequence[str], prog: str | None = None) -> int:
+    """Parses and trains; what `seqrec train p2rec` and `python -m hf_seqrec.scripts.train_p2rec` do.
+
+    Args:
+        argv: The words of the command line.
+        prog: Name of the program in help texts.
+
+    Returns:
+        Exit status.
+
+    Raises:
+        ValueError: If another method is named.
+    """
+    main(*parse(own_words(argv, METHOD), prog, make_parser))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))
