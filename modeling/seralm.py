@@ -407,6 +407,23 @@ class SeRALMForSequentialRecommendation(SequencePreTrainedModel):
         self.knowledge_scale.copy_(scale)
 
     @torch.no_grad()
+    def start_from(self, vectors: torch.Tensor, training_items: torch.Tensor | np.ndarray | None = None) -> None:
+        """Store the first knowledge of all items and take its scale, see `fit_scale`.
+
+        Args:
+            vectors: (num_items, dim), row r of item_index r + 1; what `encode_all` gives before any scale is set.
+            training_items: item_index of the items whose mean and length count, repeats counting once; None takes all.
+
+        Raises:
+            ValueError: Another shape, values that are not finite, or vectors that are all equal.
+        """
+        items = torch.arange(1, self.config.num_items + 1)
+        self._check_knowledge(items, vectors)
+        chosen = items if training_items is None else torch.as_tensor(np.unique(np.asarray(training_items))).long()
+        self.fit_scale(vectors[chosen - 1])
+        self.set_knowledge(items, (vectors - self.knowledge_mean.to(vectors)) / self.knowledge_scale.to(vectors))
+
+    @torch.no_grad()
     def set_knowledge(self, item_index: torch.Tensor, vectors: torch.Tensor) -> None:
         """Store vectors of items; all later calls see them, and they are saved with the model.
 
