@@ -31,7 +31,7 @@ _PLACE_KEYS = ("revision", "subfolder")
 # Tokens (padding included) in one pass of the LLM: small passes stay in a CPU's cache, large ones feed a GPU.
 _TOKEN_BUDGET = {"cpu": 2048, "cuda": 32768}
 # What starting one more pass costs, as a number of tokens: so much padding is accepted before prompts are split further.
-_PASS_COST = {"cpu": 64, "cuda": 1024}
+_PASS_COST = {"cpu": 32, "cuda": 1024}
 
 
 def llm_kind(config) -> str:
@@ -377,13 +377,23 @@ class LLMRecommender(SequencePreTrainedModel):
     _supports_attention_backend = True
     frozen_parts: tuple[str, ...] = ("encoder.llm.",)
 
+    @classmethod
+    def new_llm(cls, config: Any) -> PreTrainedModel:
+        """An LLM of the configured shape with random weights, as this model reads it."""
+        return build_llm(config.llm_config)
+
+    @classmethod
+    def read_llm(cls, config: Any, *args, **kwargs) -> PreTrainedModel:
+        """The trained LLM, as this model reads it; arguments of [`load_llm`]."""
+        return load_llm(*args, **kwargs)
+
     def prepare_llm(self, llm: PreTrainedModel | None) -> PreTrainedModel:
         """The LLM with adapters, if configured; one with random weights of the configured shape when None is given."""
         config: Any = self.config
         if llm is None:
             if config.llm_config is None:
                 raise ValueError("the configuration has no `llm_config`: build the model with `from_parts`.")
-            llm = build_llm(config.llm_config)
+            llm = self.new_llm(config)
         if config.lora is not None:
             add_lora(llm, config.lora)
         return llm
@@ -464,7 +474,8 @@ class LLMRecommender(SequencePreTrainedModel):
         path = cached_file(pretrained_model_name_or_path, "model.safetensors", **access, **place)
         state = load_file(str(path))
         if llm is None or isinstance(llm, str | os.PathLike):
-            llm = load_llm(
+            llm = cls.read_llm(
+                config,
                 str(llm) if llm is not None else config.llm_name_or_path,
                 config.llm_revision if llm is None else None,
                 dtype if dtype is not None else config.llm_dtype,

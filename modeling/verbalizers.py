@@ -233,7 +233,7 @@ class Verbalizer(PromptEncoder):
         self.answer, self.method = answer, method
         self.share_prefix = share_prefix  # also encoder-decoder LLMs share what they read
         self._warned = False
-        self._remembered: tuple[Any, np.ndarray, DynamicCache] | None = None
+        self._remembered: tuple[Any, torch.Tensor, Any] | None = None
         self._takes_positions = "position_ids" in inspect.signature(llm.forward).parameters
 
     def train(self, mode: bool = True):
