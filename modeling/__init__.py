@@ -28,6 +28,7 @@ from .nextitnet import NextItNetConfig, NextItNetForSequentialRecommendation, Ne
 from .p2rec import P2RecConfig, P2RecModel
 from .popularity import PopularityConfig, PopularityForSequentialRecommendation, PopularityModel
 from .sasrec import SASRecConfig, SASRecForSequentialRecommendation, SASRecModel
+from .seralm import SeRALMConfig, SeRALMForSequentialRecommendation
 
 
 __all__ = [
@@ -74,6 +75,8 @@ __all__ = [
     "SASRecForSequentialRecommendation",
     "SASRecModel",
     "SampledCrossEntropyLoss",
+    "SeRALMConfig",
+    "SeRALMForSequentialRecommendation",
     "SequenceModel",
     "SequentialRecommender",
     "SequentialRecommenderConfig",
