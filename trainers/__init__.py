@@ -9,6 +9,7 @@ from .data import DataCollatorForCloze, DataCollatorForNextItem, NegativeSampler
 from .distillation import DistillationTrainer, DistillationTrainingArguments
 from .next_item import NextItemTrainer, NextItemTrainingArguments
 from .preference import PreferenceTrainer, PreferenceTrainingArguments
+from .seralm_warmup import KnowledgeWarmupTrainer, KnowledgeWarmupTrainingArguments
 
 
 __all__ = [
@@ -16,6 +17,8 @@ __all__ = [
     "DataCollatorForNextItem",
     "DistillationTrainer",
     "DistillationTrainingArguments",
+    "KnowledgeWarmupTrainer",
+    "KnowledgeWarmupTrainingArguments",
     "NegativeSampler",
     "NextItemTrainer",
     "NextItemTrainingArguments",

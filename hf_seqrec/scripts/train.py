@@ -83,6 +83,7 @@ OWN_SCRIPTS = {
     "p2rec": "train_p2rec",
     "e4srec": "train_e4srec",
     "llmseqsim": "train_llmseqsim",
+    "seralm-warmup": "train_seralm_warmup",
 }
 
 
