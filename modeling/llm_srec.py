@@ -35,6 +35,7 @@ from .teacher import build_teacher, check_teacher, freeze_teacher, load_teacher,
 
 
 ITEM_VECTORS = ("none", "teacher", "aligned")
+MAX_REMEMBERED_USERS = 2**16
 
 
 @strict
@@ -197,6 +198,7 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
             self.teacher_head = Projector(teacher_width, config.hidden_size, config.hidden_size, "gelu")
         self.user_out, self.item_out = nn.Parameter(torch.empty(1, width)), nn.Parameter(torch.empty(1, width))
         self._table: tuple[Any, torch.Tensor] | None = None
+        self._users: tuple[Any, dict[tuple[bytes, bytes], torch.Tensor]] | None = None
         self._titles: tuple[Any, np.ndarray, np.ndarray] | None = None
         self._teacher_table: tuple[Any, torch.Tensor] | None = None
         self.post_init()
@@ -447,15 +449,19 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
 
         Without gradients: training encodes the items of a step only.
         """
-        trained = [parameter for name, parameter in self.named_parameters() if self.is_own(name)]
-        trained += [self.item_latents] if self.config.item_vectors == "aligned" else []
-        key = (_versions(trained), self.config.num_items, self.title_tokens.data_ptr())
-        if self._table is None or self._table[0] != key:
+        state = self._state()
+        if self._table is None or self._table[0] != state:
             # The table outlives this call, so it must be an ordinary tensor also where an evaluator is in inference mode.
             with torch.inference_mode(False), torch.no_grad():
                 items = torch.arange(1, self.config.num_items + 1, device=self.user_out.device)
-                self._table = key, F.pad(self.encode_items(items), (0, 0, 1, 0))
+                self._table = state, F.pad(self.encode_items(items), (0, 0, 1, 0))
         return self._table[1]
+
+    def _state(self) -> tuple:
+        """Differs whenever an item or a history would be encoded differently."""
+        trained = [parameter for name, parameter in self.named_parameters() if self.is_own(name)]
+        trained += [self.item_latents] if self.config.item_vectors == "aligned" else []
+        return _versions(trained), self.config.num_items, self.title_tokens.data_ptr(), self.training
 
     # Users ---------------------------------------------------------------------------------------------------------------
 
@@ -481,20 +487,9 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
         """f_user(h_U): (batch, length) item_index, left-padded -> (batch, dim); the last `history_length` items count."""
         prompts, shown = [], []
         times = None if timestamps is None else timestamps.tolist()
-        for number, row in enumerate(input_ids.tolist()):
-            first = next((column for column, item in enumerate(row) if item), len(row))
-            first = max(first, len(row) - self.program.history_length)
-            items = row[first:]
-            if not items:
-                raise ValueError(
-                    f"`input_ids` row {number} has no item: a recommender needs at least one item of history."
-                )
-            if 0 in items or max(items) > self.config.num_items:
-                raise ValueError(
-                    f"`input_ids` row {number} must be item_index 1 … {self.config.num_items}, left-padded with 0; got {row[-20:]}."
-                )
+        for number, items in enumerate(self._shown_items(input_ids)):
             shown.append(torch.tensor(items, device=input_ids.device))
-            when = times[number][first:] if times is not None and self.program.dated else None
+            when = times[number][-len(items) :] if times is not None and self.program.dated else None
             prompts.append(self.program.user_prompt(self._title_rows(shown[-1]), when))
         vectors = {Slot.USER_OUT: SlotVectors(self.user_out)}
         if self.config.item_vectors != "none":
@@ -505,6 +500,47 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
             users = self.teacher_users(input_ids) if teacher_users is None else teacher_users
             vectors[Slot.USER_VECTOR] = SlotVectors(self.user_projector(users), np.ones(len(prompts), dtype=int))
         return self.user_head(self.encoder(prompts, vectors, Slot.USER_OUT))
+
+    def _shown_items(self, input_ids: torch.Tensor) -> list[list[int]]:
+        """The items of each history that its prompt shows; refuses what is no history."""
+        shown = []
+        for number, row in enumerate(input_ids.tolist()):
+            first = next((column for column, item in enumerate(row) if item), len(row))
+            items = row[max(first, len(row) - self.program.history_length) :]
+            if not items:
+                raise ValueError(
+                    f"`input_ids` row {number} has no item: a recommender needs at least one item of history."
+                )
+            if 0 in items or max(items) > self.config.num_items:
+                raise ValueError(
+                    f"`input_ids` row {number} must be item_index 1 … {self.config.num_items}, left-padded with 0; got {row[-20:]}."
+                )
+            shown.append(items)
+        return shown
+
+    def user_representations(self, input_ids: torch.Tensor, timestamps: torch.Tensor | None = None) -> torch.Tensor:
+        """[`encode_users`] without gradients: each distinct history is encoded once for each state of the weights.
+
+        Ranking the same users under another protocol or with other candidates then runs no prompt; at most
+        `MAX_REMEMBERED_USERS` histories are kept.
+        """
+        self._shown_items(input_ids)
+        state = self._state()
+        if self._users is None or self._users[0] != state or len(self._users[1]) > MAX_REMEMBERED_USERS:
+            self._users = state, {}
+        known = self._users[1]
+        times = timestamps if self.program.dated else None
+        keys = []
+        for row, ids in enumerate(input_ids.cpu().numpy()):
+            first = int((ids != 0).argmax())
+            when = b"" if times is None else times[row, first:].cpu().numpy().tobytes()
+            keys.append((ids[first:].tobytes(), when))
+        new = [row for row, key in enumerate(keys) if key not in known]
+        if new:
+            with torch.inference_mode(False), torch.no_grad():
+                some = [None if part is None else part[new] for part in (input_ids, times)]
+                known.update(zip([keys[row] for row in new], self.encode_users(*some), strict=True))
+        return torch.stack([known[key] for key in keys])
 
     @property
     def needs_timestamps(self) -> bool:
@@ -549,7 +585,8 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
                 "`labels` train the vectors of items, which an `item_table` holds fixed: give one of the two."
             )
         if labels is None:
-            return LLMSRecOutput(user_embeddings=self.encode_users(input_ids, timestamps))
+            encode = self.encode_users if torch.is_grad_enabled() else self.user_representations
+            return LLMSRecOutput(user_embeddings=encode(input_ids, timestamps))
         row, column = (labels != IGNORE_INDEX).nonzero(as_tuple=True)
         if not len(row):
             raise ValueError("no position is labelled: all `labels` are -100.")
@@ -614,7 +651,7 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
             (batch, num_items + 1) with -inf in column 0, or (batch, num_candidates).
         """
         table = self.item_representations() if item_table is None else item_table
-        users = self.encode_users(input_ids, timestamps)
+        users = self.user_representations(input_ids, timestamps)
         if candidates is None:
             scores = users @ table.T
             return torch.cat([torch.full_like(scores[:, :1], -torch.inf), scores[:, 1:]], dim=1)
