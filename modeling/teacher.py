@@ -5,6 +5,7 @@ All backbones are imported here, so their code travels with a distilled model an
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 from typing import Any
@@ -18,6 +19,7 @@ from .caser import CaserForSequentialRecommendation
 from .fmlprec import FMLPRecForSequentialRecommendation
 from .gru4rec import GRU4RecForSequentialRecommendation
 from .lightsans import LightSANsForSequentialRecommendation
+from .llm import config_as_dict, resolve_revision
 from .nextitnet import NextItNetForSequentialRecommendation
 from .sasrec import SASRecForSequentialRecommendation
 
@@ -115,3 +117,87 @@ def check_teacher(teacher: SequentialRecommender, num_items: int, data_fingerpri
             raise ValueError(
                 f"the teacher's {name} holds values that are not finite (NaN or infinite): train it again."
             )
+
+
+def adopt_teacher(
+    teacher: str | os.PathLike | SequentialRecommender,
+    num_items: int,
+    data_fingerprint: str | None = None,
+    revision: str | None = None,
+    store: bool | None = None,
+) -> tuple[SequentialRecommender, dict[str, Any]]:
+    """A teacher for a new model, and the fields of the model's configuration that bring it back.
+
+    Args:
+        teacher: Hub id or folder of a trained backbone, or the backbone itself, which is copied.
+        num_items: Size of the catalogue it must know.
+        data_fingerprint: Fingerprint of the data set; a teacher trained on another one is refused.
+        revision: Commit, tag or branch; the commit is what is kept.
+        store: Save the teacher's weights with the model; None: exactly when others could not find it.
+
+    Returns:
+        The frozen teacher, and `teacher_name_or_path`, `teacher_revision`, `teacher_fingerprint`, `teacher_config`, `store_teacher`.
+
+    Raises:
+        TypeError: No backbone with item and user vectors. ValueError: another catalogue or data set, or weights that are not finite.
+    """
+    name = None
+    if isinstance(teacher, str | os.PathLike):
+        name = str(teacher)
+        revision = resolve_revision(name, revision)
+        taught = load_teacher(name, revision)
+        # A folder is found on this machine only, so its weights travel with the model.
+        store = os.path.isdir(name) if store is None else store
+        name = None if os.path.isdir(name) and store else name
+    else:
+        taught = freeze_teacher(copy.deepcopy(teacher))  # it must not change when the caller's goes on training
+        store, revision = True, None
+    check_teacher(taught, num_items, data_fingerprint)
+    return taught, {
+        "teacher_name_or_path": name,
+        "teacher_revision": revision,
+        "teacher_fingerprint": teacher_fingerprint(taught),
+        "teacher_config": config_as_dict(taught.config),
+        "store_teacher": store,
+    }
+
+
+def restore_teacher(
+    config: Any,
+    state: dict[str, torch.Tensor],
+    teacher: str | os.PathLike | SequentialRecommender | None = None,
+    **access,
+) -> SequentialRecommender:
+    """The teacher of a saved model: stored with it, or found by name.
+
+    Args:
+        config: The model's configuration, with the fields of [`adopt_teacher`].
+        state: The model's saved weights; those of a stored teacher begin with `teacher.`.
+        teacher: Another place of the same teacher, or the loaded one.
+        access: `token`, `cache_dir`, `local_files_only`, `force_download`.
+
+    Returns:
+        The frozen teacher.
+
+    Raises:
+        ValueError: There is none, or it is not the one the model was made with.
+    """
+    if teacher is None and any(name.startswith("teacher.") for name in state):
+        found = build_teacher(config.teacher_config)
+        stored = {
+            name.removeprefix("teacher."): tensor for name, tensor in state.items() if name.startswith("teacher.")
+        }
+        found.load_state_dict(stored)
+    elif teacher is None or isinstance(teacher, str | os.PathLike):
+        if (name := teacher or config.teacher_name_or_path) is None:
+            raise ValueError("the saved model holds no teacher and names none: pass `teacher=`.")
+        found = load_teacher(name, config.teacher_revision if teacher is None else None, **access)
+    else:
+        found = freeze_teacher(teacher)
+    fingerprint = teacher_fingerprint(found)
+    if fingerprint != config.teacher_fingerprint:
+        raise ValueError(
+            f"the teacher has the fingerprint {fingerprint}, the model was made with {config.teacher_fingerprint} "
+            f"({config.teacher_name_or_path}): pass that one as `teacher=`."
+        )
+    return found
