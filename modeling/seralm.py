@@ -723,11 +723,12 @@ def catalogue_log_prob(
     """
 
     def chunk(users, targets, item_index, rows):
-        scores = (users @ table.T).float()
+        scores = users @ table.T
+        scores = scores if scores.dtype == torch.float64 else scores.float()
         if bias is not None:
             scores = scores + bias
         if item_index is not None:
-            own = torch.einsum("bd,bkd->bk", users, rows).float()
+            own = torch.einsum("bd,bkd->bk", users, rows).to(scores.dtype)
             own = own if bias is None else own + bias[item_index]
             # Items 0 fall on the padding column, whose score nothing reads.
             scores = scores.scatter(1, item_index, own)
