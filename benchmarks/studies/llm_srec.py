@@ -165,11 +165,13 @@ def some_rows(rows, count: int | None):
     return rows.subset(np.sort(np.random.default_rng(0).permutation(len(rows))[:count]))
 
 
-def make_parser(
-    doc: str | None, records: Path, methods: Iterable[str] | None = None
+def read_arguments(
+    doc: str | None, records: Path, methods: Iterable[str] | None = None, options: dict[str, dict] | None = None
 ) -> tuple[dict, argparse.Namespace]:
-    """The study and the arguments of the command line."""
+    """The study and the command line, with further options if any."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, how in (options or {}).items():
+        parser.add_argument(name, **how)
     parser.add_argument("--study", type=Path, default=HERE / "llm_srec.yaml", help="settings")
     study = yaml.safe_load(parser.parse_known_args()[0].study.read_text())
     methods = list(methods or study["methods"])
@@ -194,7 +196,7 @@ def make_parser(
 
 def main() -> None:
     """Run what is missing."""
-    study, args = make_parser(__doc__, RECORDS)
+    study, args = read_arguments(__doc__, RECORDS)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     kind = "reduced" if args.reduced else "full"

@@ -2,7 +2,8 @@
 
 Two runs per (data set, method, seed) with the settings of `llm_srec.yaml`: one on the original training sequences, tested on original and
 on shuffled histories (the last 10 items, all that a prompt shows), and one on training sequences that were shuffled once, tested on
-the original ones; its teacher was trained on the same shuffled sequences. Everything is ranked over the whole catalogue without seen
+the original ones. The paper does not say whether the teacher of that run is trained on shuffled sequences too: here it is, unless
+`--original-teacher` says otherwise. Everything is ranked over the whole catalogue without seen
 items. Finished runs are skipped and an interrupted one goes on from its last checkpoint, so the command can be stopped and
 started again. Runs on original sequences also leave the records of `llm_srec.py`, which then skips them; do not run both at once.
 
@@ -24,7 +25,7 @@ from llm_srec import (
     RECORDS,
     TEACHER,
     evaluate,
-    make_parser,
+    read_arguments,
     some_rows,
     stored_candidates,
     train_llm,
@@ -59,17 +60,18 @@ def run(study, args, dataset, method, seed, deadline) -> bool:
         if paths[order].exists():
             continue
         trained_on = replace(split if order == "original" else shuffle_training(split, seed), test=rows)
-        suffix = "" if order == "original" else "-shuffled"
-        common = (data, trained_on, validation)
+        keep_teacher = order == "original" or (args.original_teacher and method != TEACHER)
+        suffixes = ["" if plain else "-shuffled" for plain in (keep_teacher, order == "original")]
         work = args.work / dataset
         model, notes = train_teacher(
-            study, dataset, TEACHER, *common, seed, work / f"{TEACHER}-{seed}{suffix}", deadline, args.reduced
+            study, dataset, TEACHER, data, split if keep_teacher else trained_on, validation, seed,
+            work / f"{TEACHER}-{seed}{suffixes[0]}", deadline, args.reduced,
         )  # fmt: skip
-        folder = work / f"{method}-{seed}{suffix}"
+        folder = work / f"{method}-{seed}{suffixes[1]}{'-original-teacher' * args.original_teacher}"
         if notes is not None and method != TEACHER:
             teacher = None if method == "tallrec" else model
             model, notes = train_llm(
-                study, dataset, method, *common, teacher, args.llm, seed, folder, deadline, args.reduced
+                study, dataset, method, data, trained_on, validation, teacher, args.llm, seed, folder, deadline, args.reduced
             )  # fmt: skip
         if notes is None:
             return False
@@ -87,8 +89,10 @@ def run(study, args, dataset, method, seed, deadline) -> bool:
         measured.record().save(paths[order])
         if method != TEACHER:
             shutil.rmtree(folder)
-    records_of = [EvaluationRecord.load(paths[order]) for order in ("original", "shuffled")]
-    compare_shuffled_training(*records_of).save(paths["training"])
+    original, shuffled = (EvaluationRecord.load(paths[order]) for order in ("original", "shuffled"))
+    # The hash of a configuration covers its teacher's weights; settings are the same in both runs.
+    shuffled = replace(shuffled, config_hash=original.config_hash)
+    compare_shuffled_training(original, shuffled).save(paths["training"])
     return True
 
 
@@ -116,9 +120,14 @@ def table(study, args, runs, metric: str = "ndcg@10") -> str:
 
 def main() -> None:
     """Run what is missing, then print the table of what is there."""
-    study, args = make_parser(__doc__, RECORDS.with_name("llm_srec_order"), METHODS)
+    options = {
+        "--original-teacher": {"action": "store_true", "help": "shuffle for the methods, not for their teacher"}
+    }
+    study, args = read_arguments(__doc__, RECORDS.with_name("llm_srec_order"), METHODS, options)
     kind = "reduced" if args.reduced else "full"
-    args.usual_records, args.records, args.work = RECORDS / kind, args.records / kind, args.work / kind
+    # Records of runs on original sequences go where llm_srec.py looks for them.
+    args.usual_records, args.work = args.records.with_name("llm_srec") / kind, args.work / kind
+    args.records = args.records / (f"{kind}-original-teacher" if args.original_teacher else kind)
     deadline = time.monotonic() + args.time_limit
     runs = [
         (dataset, method, seed)
