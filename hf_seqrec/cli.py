@@ -15,6 +15,7 @@ COMMANDS = {
     "vectors": "make item vectors with a language model, as a data set for every backbone",
     "evaluate": "rank the held-out items with a saved recommender and write a record",
     "compare": "compare two records: paired test and interval of the difference",
+    "analyze": "what P2Rec's language model learned, what it costs, and who gains from it",
     "diagnose": "does a recommender understand order, and for whom does it work",
     "recommend": "recommend items for a history of titles or item ids",
     "push": "push a saved recommender to the Hub",

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
 from hf_seqrec.cli import main
-from hf_seqrec.data import load_recommendation_data
+from hf_seqrec.data import leave_one_out, load_recommendation_data
 from hf_seqrec.evaluation import EvaluationRecord
 from hf_seqrec.hub import load_recommender, missing_files
 from hf_seqrec.item_vectors import load_item_vectors
@@ -297,3 +297,57 @@ def test_the_llm2bert4rec_preset_needs_vectors_and_starts_from_them(run, dataset
 def test_another_method_is_named():
     with pytest.raises(ValueError, match="use `seqrec train sasrec`"):
         train_p2rec.run(["sasrec", "--dataset", "data"])
+
+
+def test_the_analysis_shows_agreement_sweep_cost_and_gains(run, dataset, trained, small, tmp_path, capsys):
+    base, out = trained / "records" / "test.json", tmp_path / "analysis"
+    argv = ["train", "sasrec", "--dataset", str(dataset), *small, "--item_features", str(run)]
+    for control in ("enhanced", "noise"):
+        more = [] if control == "enhanced" else ["--control", control]
+        assert main([*argv, *more, "--output_dir", str(tmp_path / control)]) == 0
+    enhanced, noise = (tmp_path / name / "records" / "test.json" for name in ("enhanced", "noise"))
+    argv = [
+        "analyze",
+        str(run),
+        "--dataset",
+        str(dataset),
+        "--sweep",
+        "3",
+        "6",
+        "--cost",
+        "--sample",
+        "4",
+        "--device",
+        "cpu",
+    ]
+    argv += ["--base", str(base), "--enhanced", str(enhanced), "--against", str(noise), "--groups", "3"]
+    argv += ["--names", "alone", "enhanced", "noise"]
+    assert main([*argv, "--output-dir", str(out)]) == 0
+    assert {path.name for path in out.iterdir()} == {"analysis.json", "agreement.png", "cost.png", "gains.png"}
+    found = json.loads((out / "analysis.json").read_text())
+    assert found["runs"] == [json.loads((run / "p2rec.json").read_text())]
+    assert [row["num_groups"] for row in found["sweep"]] == [3, 6]
+    assert found["sweep"][0]["inertia"] > found["sweep"][1]["inertia"]
+    # Calls are facts of the data: users, prefixes, items.
+    lengths = leave_one_out(load_recommendation_data(dataset).sequences).train.lengths
+    p2rec, e4srec = found["cost"]
+    assert (p2rec["calls_per_epoch"], e4srec["calls_per_epoch"]) == (60, int((lengths - 1).sum()))
+    assert (p2rec["inference_calls"], e4srec["inference_calls"]) == (100, 60)
+    assert e4srec["seconds_per_epoch"] > p2rec["seconds_per_epoch"] > 0
+    of_base, of_noise = found["gains"]
+    first, second = (EvaluationRecord.load(path).metrics["ndcg@10"] for path in (base, enhanced))
+    assert of_base["total"]["difference"] == pytest.approx(second - first)
+    assert (of_base["base"], of_noise["base"], of_noise["other"]) == ("alone", "noise", "enhanced")
+    assert of_base["total"]["low"] <= of_base["total"]["difference"] <= of_base["total"]["high"]
+    assert sum(group["num_users"] for group in of_base["groups"]) == 60
+    assert of_noise["total"]["base"] == pytest.approx(EvaluationRecord.load(noise).metrics["ndcg@10"])
+    for argv, message in (
+        (["analyze"], "nothing to look at"),
+        (["analyze", str(tmp_path)], "holds no p2rec.json"),
+        (["analyze", str(run), "--cost"], "need a run and --dataset"),
+        (["analyze", "--base", str(base)], "give --base and --enhanced"),
+        (["analyze", "--base", str(base), str(base), "--enhanced", str(enhanced)], "as many runs of both"),
+        (["analyze", "--base", str(base), "--enhanced", str(enhanced), "--names", "one"], "--names has 1 entries"),
+    ):
+        assert main(argv) == 1
+        assert message in capsys.readouterr().err
