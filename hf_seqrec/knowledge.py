@@ -180,13 +180,18 @@ class KnowledgePrompt:
                     f"the question alone has {around} tokens of {max_prompt_tokens}: take a shorter prompt, fewer `max_new_tokens`, "
                     "or an LLM that reads more."
                 )
-            rows = tokenizer(said, add_special_tokens=False, verbose=False).input_ids
-            said = [
-                text if len(row) <= room else tokenizer.decode(row[:room], skip_special_tokens=True)
-                for text, row in zip(said, rows, strict=True)
-            ]
+            said = [_first_tokens(tokenizer, text, room) for text in said]
         found = iter(said)
         return [None if text is None else self.text.format(metadata=next(found), domain=self.domain) for text in known]
+
+
+def _first_tokens(tokenizer: Any, text: str, most: int) -> str:
+    """The beginning of a text that has at most this many tokens."""
+    if not tokenizer.is_fast:
+        row = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        return text if len(row) <= most else tokenizer.decode(row[:most], skip_special_tokens=True)
+    spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False).offset_mapping
+    return text if len(spans) <= most else text[: spans[most - 1][1]].rstrip()
 
 
 def _special_strings(tokenizer: Any) -> list[str]:

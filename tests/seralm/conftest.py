@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders
 from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
 from hf_seqrec.data import Catalogue, DatasetDescription, load_recommendation_data, write_dataset
@@ -74,6 +75,9 @@ def generators(tmp_path_factory) -> dict[str, str]:
                 torch.nn.init.normal_(parameter, std=0.3)
         model.save_pretrained(root / kind)
         tiny_llms.build_tokenizer(root / kind, kind)
+        letters = Tokenizer.from_file(str(root / kind / "tokenizer.json"))
+        letters.decoder = decoders.Fuse()  # letters, not words: nothing goes between them
+        letters.save(str(root / kind / "tokenizer.json"))
         folders[kind] = str(root / kind)
     return folders
 
