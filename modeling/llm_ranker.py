@@ -353,7 +353,7 @@ class LLMRankerForSequentialRecommendation(LLMRecommender):
     @classmethod
     def read_llm(cls, config, *args, **kwargs) -> PreTrainedModel:
         """The trained LLM with its head."""
-        return load_language_model(*args, head=config.llm_head, **kwargs)
+        return load_language_model(*args, **{"head": config.llm_head, **kwargs})
 
     @classmethod
     def find_teacher(cls, config, state, teacher, access):

@@ -3,6 +3,7 @@
 from .evaluator import EvaluationResult, RankingEvaluator, bootstrap_intervals
 from .protocol import Protocol
 from .record import EvaluationRecord, hash_config
+from .reranking import reranking_metrics
 from .significance import Comparison, check_comparable, compare_records, randomisation_test
 
 
@@ -17,4 +18,5 @@ __all__ = [
     "compare_records",
     "hash_config",
     "randomisation_test",
+    "reranking_metrics",
 ]

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -16,6 +18,10 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
+
+from hf_seqrec.data import Catalogue, Sequences
+from hf_seqrec.modeling import SASRecConfig, SASRecForSequentialRecommendation
+from hf_seqrec.modeling.llm_ranker import LLMRankerForSequentialRecommendation
 
 
 TITLES = [
@@ -92,3 +98,39 @@ def stored_models() -> Path:
     if not folder.is_dir():
         pytest.skip("no folder with trained LLMs: set HF_SEQREC_MODELS.")
     return folder
+
+
+@pytest.fixture(scope="session")
+def catalogue() -> Catalogue:
+    return Catalogue(
+        pa.table({"item_id": [f"i{n}" for n in range(len(TITLES))], "title": pa.array(TITLES, pa.string())})
+    )
+
+
+@pytest.fixture
+def teacher():
+    torch.manual_seed(1)
+    config = SASRecConfig(
+        num_items=len(TITLES), hidden_size=8, max_length=6, intermediate_size=16, initializer_range=0.5
+    )
+    return SASRecForSequentialRecommendation(config).eval()
+
+
+@pytest.fixture
+def make(llm_folders, teacher, catalogue):
+    """Builds a tiny ranker and its processor; keyword arguments go to `from_parts`."""
+
+    def build(kind="llama", **options):
+        torch.manual_seed(2)
+        settings = {"teacher": teacher, "domain": "movie", "num_candidates": 4, "history_length": 4, **options}
+        return LLMRankerForSequentialRecommendation.from_parts(llm_folders[kind], catalogue=catalogue, **settings)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def sequences() -> Sequences:
+    generator = np.random.default_rng(0)
+    rows = [generator.permutation(np.arange(1, len(TITLES) + 1))[: generator.integers(4, 9)] for _ in range(24)]
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
+    return Sequences(np.concatenate(rows), offsets, None, pa.array([f"u{n}" for n in range(len(rows))]))
