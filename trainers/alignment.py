@@ -428,7 +428,7 @@ class AlignmentTrainer(GRPOTrainer):
                 twin.get_base_model() if is_peft_model(twin) else twin, self.temperature, args.cast_lm_head_to_fp32
             ),
             self._tokenizer.pad_token_id,
-            max(1, args.per_device_train_batch_size * self.num_generations),
+            args.generation_batch_size * self.num_generations,  # a round at once, as TRL does
             self.accelerator.autocast,
         )  # fmt: skip
         return writer

@@ -24,6 +24,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 WORDS = ("a", "b", "c")
 HISTORY, TARGET = (1, 2), 3
 NUM_ITEMS = 4
+PROMPTS = ["a b", "b c", "c a", "a a"]  # of items 1 to 4
 
 
 def tokenizer(words=WORDS, around=None):
@@ -71,11 +72,11 @@ def make_trainer(
     folder,
     rows=128,
     lora=False,
-    loaded=None,
     shift=0.3,
     items=(*HISTORY, TARGET),
     recommender_options=None,
-    prompts=None,
+    output=None,
+    eval_dataset=None,
     **options,
 ):
     """A trainer whose language model is not its own reference, so that the penalty is not zero."""
@@ -89,13 +90,13 @@ def make_trainer(
         "beta": 0.2, "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "logging_strategy": "no", "max_steps": 5,
         "prefixes_per_sequence": 1, "update_knowledge": False, "learning_rate": 1e-3, "lr_scheduler_type": "constant", "seed": 3,
     }  # fmt: skip
-    args = AlignmentConfig(str(folder / "out"), **{**defaults, **options})
+    args = AlignmentConfig(str(output or folder / "out"), **{**defaults, **options})
     peft_config = None
     if lora:
         peft_config = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
     trainer = AlignmentTrainer(
-        str(folder / "llm") if loaded is None else loaded, recommender, frozen, sequences(loaded_rows(args, rows), items),
-        prompts or ["a b", "b c", "c a", "a a"], texts, args, peft_config=peft_config,
+        str(folder / "llm"), recommender, frozen, sequences(max(rows, args.generation_batch_size), items),
+        PROMPTS, texts, args, eval_dataset, peft_config=peft_config,
     )  # fmt: skip
     if shift and not lora:
         torch.manual_seed(4)
@@ -106,10 +107,6 @@ def make_trainer(
     return trainer
 
 
-def loaded_rows(args, rows):
-    return max(rows, args.generation_batch_size)
-
-
 class _Always:
     """A generator that always cuts at the end of a sequence."""
 
@@ -117,7 +114,7 @@ class _Always:
         return high - 1
 
 
-def all_texts(length, vocabulary=len(WORDS) + 2, eos=1):
+def all_texts(length, vocabulary=5, eos=1):
     """Token ids of every text: ends with the end token, or has full length without."""
     out = []
     for size in range(1, length + 1):
@@ -136,13 +133,6 @@ def text_log_probs(model, tokenizer, prompt, texts):
         logits = model(torch.tensor([[*start, *ids]])).logits[0, len(start) - 1 : -1].log_softmax(-1)
         out.append(logits[torch.arange(len(ids)), torch.tensor(ids)].sum())
     return torch.stack(out)
-
-
-def reference_model(trainer):
-    """Called with the original language model in force."""
-    if trainer.ref_model is not None:
-        return trainer.ref_model
-    return trainer.model
 
 
 def reference_log_probs(trainer, prompt, texts):
@@ -208,7 +198,7 @@ def sampled_gradients(trainer, rounds, model=None):
 def run(folder, out):
     """Two processes: the mean gradient over rounds after DDP has averaged it."""
     folder = Path(folder)
-    trainer = make_trainer(folder, rows=64, train_recommender=False, lora=True)
+    trainer = make_trainer(folder, rows=320, train_recommender=False, lora=True)
     model = trainer.accelerator.prepare_model(trainer.model)
     gradients = sampled_gradients(trainer, 20, model)
     if trainer.accelerator.is_main_process:

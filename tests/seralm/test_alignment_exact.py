@@ -17,8 +17,6 @@ spec = importlib.util.spec_from_file_location("bandit", SCRIPT)
 bandit = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(bandit)
 
-PROMPTS = ["a b", "b c", "c a", "a a"]
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -29,7 +27,7 @@ def folder(tmp_path_factory):
 
 def exact_gradient(trainer, beta, length=2, log=True):
     """Gradient of minus [log p(y|x) or p(y|x)/p0(y|x), less beta KL(aligned ‖ original)] for the target's text, by enumeration."""
-    texts, prompt = bandit.all_texts(length), PROMPTS[bandit.TARGET - 1]
+    texts, prompt = bandit.all_texts(length), bandit.PROMPTS[bandit.TARGET - 1]
     trainer.model.zero_grad()
     log_probs = bandit.text_log_probs(trainer.model, trainer.processing_class, prompt, texts)
     assert log_probs.exp().sum().item() == pytest.approx(1, abs=1e-4)
@@ -117,8 +115,11 @@ def pair_gradient(trainer, beta, items, weight):
     )
     likelihood = table.exp()[number][:, number]
     trainer.model.zero_grad()
-    logs = [bandit.text_log_probs(trainer.model, trainer.processing_class, PROMPTS[item - 1], texts) for item in items]
-    originals = [bandit.reference_log_probs(trainer, PROMPTS[item - 1], texts) for item in items]
+    logs = [
+        bandit.text_log_probs(trainer.model, trainer.processing_class, bandit.PROMPTS[item - 1], texts)
+        for item in items
+    ]
+    originals = [bandit.reference_log_probs(trainer, bandit.PROMPTS[item - 1], texts) for item in items]
     marginal = logs[0].exp() @ likelihood @ logs[1].exp()
     kl = sum((log.exp() * (log - original)).sum() for log, original in zip(logs, originals, strict=True))
     (beta * kl * weight - marginal / p0(trainer)).backward()
@@ -170,8 +171,9 @@ def test_texts_by_older_weights_are_corrected_to_the_same_gradient(folder):
     spread = trainer._metrics["train"]["importance/max"]
     assert max(spread) > 1.2, "the copy must really differ"
     trainer.args.importance = "none"
-    chi, distance, noise = agrees(bandit.sampled_gradients(trainer, 20), exact)
-    assert chi > 3, "without the correction the gradient is another one"
+    assert agrees(bandit.sampled_gradients(trainer, 20), exact)[0] > 4, (
+        "without the correction the gradient is another one"
+    )
 
 
 def test_the_aligned_model_converges_to_the_analytic_optimum(folder):
@@ -181,7 +183,7 @@ def test_the_aligned_model_converges_to_the_analytic_optimum(folder):
         folder, rows=64, train_recommender=False, beta=beta, shift=0.0, learning_rate=0.03, max_steps=120, optim="adamw_torch",
         lr_scheduler_type="linear", max_grad_norm=0.0, num_generations=2, baseline="leave_one_out", advantage_min=-1e6,
     )  # fmt: skip
-    texts, prompt = bandit.all_texts(2), PROMPTS[bandit.TARGET - 1]
+    texts, prompt = bandit.all_texts(2), bandit.PROMPTS[bandit.TARGET - 1]
     decoded = trainer.processing_class.batch_decode(texts, skip_special_tokens=True)
     likelihood = torch.stack([bandit.target_log_prob(trainer, {bandit.TARGET: text}) for text in decoded])
     original = bandit.reference_log_probs(trainer, prompt, texts)
