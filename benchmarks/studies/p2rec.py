@@ -136,22 +136,22 @@ class Study:
                 raise SystemExit(f"{method} was not tuned yet: run seed {self.args.tuning_seed} first.")
             tuning = json.loads(chosen.read_text())
             model, notes = self.train(method, seed, trials[tuning["trial"]], tuning["trial"])
-            return model, notes | tuning
-        scores, best = [], (None, {}, -1.0, 0)
-        for number, trial in enumerate(trials):
-            model, notes = self.train(method, seed, trial, number)
-            scores.append(notes["validation_ndcg@10"])
-            if scores[-1] > best[2]:
-                best = (model.cpu(), notes, scores[-1], number)
-        tuning = {
-            "trial": best[3],
-            "trials": [{"settings": trial, "validation": score} for trial, score in zip(trials, scores, strict=True)],
-        }
-        with atomic_path(chosen) as temporary:
-            temporary.write_text(json.dumps(tuning, indent=1) + "\n")
+        else:
+            trained = [self.train(method, seed, trial, number) for number, trial in enumerate(trials)]
+            scores = [notes["validation_ndcg@10"] for _, notes in trained]
+            number = scores.index(max(scores))
+            model, notes = trained[number]
+            tuning = {
+                "trial": number,
+                "trials": [
+                    {"settings": trial, "validation": score} for trial, score in zip(trials, scores, strict=True)
+                ],
+            }
+            with atomic_path(chosen) as temporary:
+                temporary.write_text(json.dumps(tuning, indent=1) + "\n")
         if method == TEACHER:
-            keep(best[0], best[1], self.work / f"{method}-{seed}" / "best")
-        return best[0], best[1] | tuning
+            keep(model, notes, self.work / f"{method}-{seed}" / "best")
+        return model, notes | tuning
 
     def train(self, method: str, seed: int, trial: dict[str, Any], number: int) -> tuple[Any, dict[str, Any]]:
         """One trial; a finished one is loaded."""
@@ -171,9 +171,7 @@ class Study:
         keep(model, notes, folder / "trained")
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
-        if method == TEACHER and seed != self.args.tuning_seed:
-            keep(model, notes, self.work / f"{method}-{seed}" / "best")
-        return model, notes
+        return model.cpu(), notes
 
     def backbone(self, method: str, seed: int, trial: dict[str, Any], folder: Path) -> tuple[Any, Any, dict[str, Any]]:
         """An untrained backbone with or without item vectors."""

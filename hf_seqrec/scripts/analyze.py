@@ -105,9 +105,7 @@ def main(args: argparse.Namespace) -> None:
     if args.output_dir is None:
         return
     with atomic_folder(args.output_dir, args.overwrite) as folder:
-        (folder / "analysis.json").write_text(
-            json.dumps({"format": 1, **content}, indent=1) + "\n", encoding="utf-8"
-        )
+        (folder / "analysis.json").write_text(json.dumps({"format": 1, **content}, indent=1) + "\n", encoding="utf-8")
         if runs:
             plot_agreement(runs, folder / "agreement.png")
         if "cost" in content:
@@ -261,7 +259,7 @@ def _gains(args: argparse.Namespace) -> list[Any]:
         return []
     enhanced = [EvaluationRecord.load(path) for path in args.enhanced]
     others = [[EvaluationRecord.load(path) for path in paths] for paths in (args.base, *args.against)]
-    called = [None] * len(others)
+    called: list[Any] = [None] * len(others)
     if args.names:
         base, own, *controls = args.names
         called = [(name, own) for name in (base, *controls)]
