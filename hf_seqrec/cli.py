@@ -13,6 +13,7 @@ COMMANDS = {
     "data": "build a data set from raw files, check one, or push one to the Hub",
     "train": "train a recommender, evaluate it and save it",
     "vectors": "make item vectors with a language model, as a data set for every backbone",
+    "knowledge": "what a language model writes about items: generate, encode, add new items, compare, push",
     "evaluate": "rank the held-out items with a saved recommender and write a record",
     "compare": "compare two records: paired test and interval of the difference",
     "analyze": "what P2Rec's language model learned, what it costs, and who gains from it",

@@ -238,8 +238,10 @@ class SeRALMForSequentialRecommendation(SequencePreTrainedModel):
             knowledge_size = width
             # What was trained, or lies on this machine only, must travel with the model.
             options = {"store_text_encoder": bool(options.get("train_text_encoder")) or os.path.isdir(name), **options}
+            # A folder of this machine names nothing elsewhere; stored, the encoder needs no name.
+            unnamed = options["store_text_encoder"] and os.path.isdir(name)
             options |= {
-                "text_encoder_name_or_path": name,
+                "text_encoder_name_or_path": None if unnamed else name,
                 "text_encoder_revision": revision,
                 "text_encoder_config": config_as_dict(encoder.config),
             }
@@ -323,6 +325,8 @@ class SeRALMForSequentialRecommendation(SequencePreTrainedModel):
             tokenizer = AutoTokenizer.from_pretrained(source, subfolder=folder, **access)
         else:
             name = config.text_encoder_name_or_path if own or source is None else source
+            if name is None:
+                raise ValueError("this model's text encoder is stored with it: name the place it was saved to.")
             revision = config.text_encoder_revision if own or source is None else None
             access = {key: value for key, value in access.items() if key not in ("revision", "subfolder")}
             encoder = load_llm(str(name), revision, config.text_encoder_dtype, **access)
@@ -616,7 +620,7 @@ class SeRALMForSequentialRecommendation(SequencePreTrainedModel):
             knowledge: item_index (n,) and vectors (n, dim) that replace the stored ones, with gradients, for all rows.
 
         Returns:
-            (batch,) float32.
+            (batch,) float32; float64 of a float64 model.
         """
         return next_item_log_prob(self.backbone, input_ids, targets, self.item_representations(knowledge))
 

@@ -88,6 +88,7 @@ class HubServer:
         self.user, self.token = "tester", "hf_loopbackTokenOfTheTests"
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.uploads: dict[str, bytes] = {}
+        self.collections: dict[str, dict] = {}
         self.requests: Counter[str] = Counter()
         self.lock = threading.RLock()
         self._broken: set[str] = set()
@@ -210,6 +211,40 @@ class Handler(BaseHTTPRequestHandler):
         private = bool(request.get("private")) or request.get("visibility") == "private"
         self.hub.repositories[kind, name] = Repository(kind, name, private)
         return self.answer({"url": url, "name": name, "id": name})
+
+    # --- collections
+
+    def make_collection(self):
+        self.require_token()
+        request = json.loads(self.body)
+        slug = f"{request['namespace']}/{re.sub('[^a-z0-9]+', '-', request['title'].lower())}-{'0' * 24}"
+        if slug in self.hub.collections:
+            return self.answer({"error": "already exists", "slug": slug}, 409)
+        self.hub.collections[slug] = {
+            "slug": slug, "title": request["title"], "owner": {"name": request["namespace"]}, "items": [], "lastUpdated": DATE,
+            "position": 0, "private": request["private"], "theme": "blue", "upvotes": 0,
+            "description": request.get("description"),
+        }  # fmt: skip
+        return self.answer(self.hub.collections[slug])
+
+    def collection(self, name: str):
+        if name not in self.hub.collections:
+            raise HttpError(404, "Collection not found")
+        self.answer(self.hub.collections[name])
+
+    def add_to_collection(self, name: str):
+        self.require_token()
+        found, request = self.hub.collections[name], json.loads(self.body)
+        item = request["item"]
+        if (item["type"], item["id"]) not in self.hub.repositories:
+            raise HttpError(404, "Repository not found", "RepoNotFound")
+        if any((one["type"], one["id"]) == (item["type"], item["id"]) for one in found["items"]):
+            return self.answer({"error": "already in the collection"}, 409)
+        position = len(found["items"])
+        found["items"].append(
+            {**item, "_id": str(position), "position": position, "note": {"text": request.get("note", "")}}
+        )
+        return self.answer(found)
 
     # --- reading
 
@@ -431,6 +466,9 @@ ROUTES = [
     (r"api/whoami-v2", Handler.whoami),
     (r"api/validate-yaml", Handler.validate_yaml),
     (r"api/repos/(?P<action>create|delete)", Handler.manage_repository),
+    (r"api/collections", Handler.make_collection),
+    (rf"api/collections/{NAME}/items?", Handler.add_to_collection),
+    (rf"api/collections/{NAME}", Handler.collection),
     (
         rf"api/(?P<kind>model|dataset|space)s/{NAME}(/(?P<verb>[^/]+)(/(?P<revision>[^/]+)(/(?P<folder>.+))?)?)?",
         Handler.api,
