@@ -242,7 +242,12 @@ class Study:
         """Item vectors by kind: made when they are not there yet; a `k16` is enhanced with another number of groups."""
         if kind == "text":
             return encode_items(
-                self.args.llm, self.data.catalogue, self.work / "text", device=self.device, **self.study["text"]
+                self.args.llm,
+                self.data.catalogue,
+                self.work / "text",
+                device=self.device,
+                progress=False,
+                **self.study["text"],
             )
         groups = int(kind[1:]) if kind.startswith("k") else self.study["p2rec"]["model"]["num_groups"]
         folder = self.work / f"vectors-{seed}-k{groups}"

@@ -96,6 +96,11 @@ class ItemFeatures:
                 f"{source} holds no control {control!r}: write it with `seqrec train p2rec … --controls {control}` and give the folder "
                 "of that run."
             )
+        if run is not None and not (run / (control or "enhanced")).is_dir():
+            raise FileNotFoundError(
+                f"{source} holds no item vectors ({MANIFEST} is missing) and is no finished run of `seqrec train p2rec`; text vectors lie in "
+                "a folder of their own, named by their content."
+            )
         vectors = load_item_vectors(
             run / (control or "enhanced") if run else arguments.item_features, arguments.item_features_revision
         )

@@ -138,6 +138,7 @@ def test_what_does_not_fit_together_is_refused_before_anything_is_written(
             "holds no control 'noise'",
         ),
         ([*sasrec, "--item_features", "nobody/nothing"], "neither a folder nor a Hub repository"),
+        ([*sasrec, "--item_features", str(dataset)], "holds no item vectors (item_vectors.json is missing)"),
         ([*p2rec, "--num_groups", "101"], "101 groups of"),
         ([*p2rec, "--controls", "silence"], "knows no 'silence'"),
         ([*p2rec, "--controls", "text", "--template", "{price}"], "names ['price']"),
