@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -52,6 +53,8 @@ _OVERFLOWS_IN_FP16 = ("t5", "mt5", "umt5", "longt5")
 # prompt's keys and values, of which a pass may hold _CACHED_PER_TOKEN times as many.
 _TOKENS = {"cpu": 2048, "cuda": 32768}
 _CACHED_PER_TOKEN = 16
+# Most tokens of answers side by side in one row; each of them is compared with each.
+_PACK = 512
 # A shared beginning shorter than this is not worth a pass of its own.
 _WORTH_A_PASS = 16
 
@@ -235,6 +238,9 @@ class Verbalizer(PromptEncoder):
         self._warned = False
         self._remembered: tuple[Any, torch.Tensor, Any] | None = None
         self._takes_positions = "position_ids" in inspect.signature(llm.forward).parameters
+        # Positions enter rotary models nowhere but through `position_ids`, so that answers may stand side by side.
+        rotary = getattr(llm.config, "rope_parameters", None) is not None
+        self._packs = self.kind == "decoder" and rotary and self._takes_positions
 
     def train(self, mode: bool = True):
         """Set the mode; what was remembered of the LLM before is forgotten."""
@@ -287,7 +293,7 @@ class Verbalizer(PromptEncoder):
             first = torch.from_numpy(tokens[offsets[:-1]].astype(np.int64)).to(self.device)
             wanted = first[(candidates.to(self.device) - 1).clamp(min=0)]
             self._warn_of_ties(wanted, somebody)
-            scores = (logits - logits.logsumexp(1, keepdim=True)).gather(1, wanted)
+            scores = logits.log_softmax(1).gather(1, wanted)
             return scores.masked_fill(~somebody, -torch.inf)
         if candidates.shape[1] > len(self.answer.labels):
             raise ValueError(f"{candidates.shape[1]} candidates for {len(self.answer.labels)} labels: give fewer.")
@@ -436,19 +442,21 @@ class Verbalizer(PromptEncoder):
         if length < _WORTH_A_PASS:
             self._remembered = None
             return 0, None
-        cache = _rows_of(cache, slice(None), length)
+        cache = _rows_of(cache, None, length)
         if length < len(known):
-            self._remembered = weights, known[:length].clone(), _rows_of(cache, slice(None))
+            self._remembered = weights, known[:length].clone(), _rows_of(cache, None)
         return length, cache
 
     def _remember(self, embeds: torch.Tensor, cache: DynamicCache | None) -> None:
         if cache is not None and len(embeds) >= _WORTH_A_PASS:
-            self._remembered = self._weights, embeds.clone(), _rows_of(cache, slice(None))
+            self._remembered = self._weights, embeds.clone(), _rows_of(cache, None)
 
     @property
     def _weights(self) -> tuple:
         """Changes whenever a weight of the LLM is written or moved."""
-        return tuple((parameter.data_ptr(), parameter._version) for parameter in self.llm.parameters())
+        return tuple(
+            (weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in self.llm.parameters()
+        )
 
     # Answers -------------------------------------------------------------------------------------------------------------
 
@@ -479,9 +487,17 @@ class Verbalizer(PromptEncoder):
                 subset = [answers[pair] for pair in pairs]
                 done.append((pairs, self._pairwise_likelihood(question, rows[pairs], subset)))
                 continue
-            for chunk in self._chunks(np.array([len(answers[pair]) for pair in pairs]), reading.mask.shape[1]):
-                index = torch.from_numpy(place[rows[pairs[chunk]]]).to(self.device)
-                done.append((pairs[chunk], self._continue(reading, index, [answers[pair] for pair in pairs[chunk]])))
+            if self._packs and self.llm.config._attn_implementation in ("eager", "sdpa"):
+                values = self._continue_packed(reading, place[rows[pairs]], [answers[pair] for pair in pairs])
+                done.append((pairs, values))
+                continue
+            # On a CPU one user after the other, whose keys and values then need no copies.
+            groups = [pairs[rows[pairs] == row] for row in prompts] if self.device.type == "cpu" else [pairs]
+            for group in groups:
+                for chunk in self._chunks(np.array([len(answers[pair]) for pair in group]), reading.mask.shape[1]):
+                    index = torch.from_numpy(place[rows[group[chunk]]]).to(self.device)
+                    subset = [answers[pair] for pair in group[chunk]]
+                    done.append((group[chunk], self._continue(reading, index, subset)))
         order = np.argsort(np.concatenate([pairs for pairs, _ in done]), kind="stable")
         return torch.cat([values for _, values in done])[torch.from_numpy(order).to(self.device)]
 
@@ -499,8 +515,7 @@ class Verbalizer(PromptEncoder):
     def _continue(self, reading: _Reading, index: torch.Tensor, answers: list[np.ndarray]) -> torch.Tensor:
         """(pairs,) mean log-probabilities: answer `i` to the prompt `index[i]` that was read."""
         tokens, inside = pad(answers, self.device)
-        first = reading.first - reading.first.logsumexp(1, keepdim=True)
-        total = first[index, tokens[:, 0]]
+        total = reading.first.log_softmax(1)[index, tokens[:, 0]]
         if tokens.shape[1] > 1:
             going_on, cache = tokens[:, :-1], _rows_of(reading.cache, index)
             self.tokens_seen += going_on.numel()
@@ -524,6 +539,58 @@ class Verbalizer(PromptEncoder):
                     use_cache=True,
                 )
             total = total + (_log_probabilities(out.logits.float(), tokens[:, 1:]) * inside[:, 1:]).sum(1)
+        return total / inside.sum(1)
+
+    def _continue_packed(self, reading: _Reading, rows: np.ndarray, answers: list[np.ndarray]) -> torch.Tensor:
+        """The same with the answers of a prompt side by side in one row, so that its keys and values are not copied.
+
+        A mask lets every token see the prompt and its own answer; positions go on behind the prompt in every answer.
+        """
+        tokens, inside = pad(answers, self.device)
+        index = torch.from_numpy(rows).to(self.device)
+        total = reading.first.log_softmax(1)[index, tokens[:, 0]]
+        packs: list[tuple[int, list[int]]] = []
+        for pair in np.argsort(rows, kind="stable").tolist():
+            row, length = int(rows[pair]), len(answers[pair]) - 1
+            if not packs or packs[-1][0] != row or sum(len(answers[p]) - 1 for p in packs[-1][1]) + length > _PACK:
+                packs.append((row, []))
+            packs[-1][1].append(pair)
+        lengths = np.array([sum(len(answers[pair]) - 1 for pair in pairs) for _, pairs in packs])
+        for batch in self._batches(np.maximum(lengths, 1)):
+            if not lengths[batch].any():
+                continue
+            ids, present = pad([np.concatenate([answers[p][:-1] for p in packs[n][1]]) for n in batch], self.device)
+            owner, step, following = (
+                np.full(ids.shape, -1),
+                np.zeros(ids.shape, np.int64),
+                np.zeros(ids.shape, np.int64),
+            )
+            for line, number in enumerate(batch.tolist()):
+                end = 0
+                for pair in packs[number][1]:
+                    size = len(answers[pair]) - 1
+                    owner[line, end : end + size], step[line, end : end + size] = pair, np.arange(size)
+                    following[line, end : end + size] = answers[pair][1:]
+                    end += size
+            of, steps = torch.from_numpy(owner).to(self.device), torch.from_numpy(step).to(self.device)
+            prompt = torch.tensor([packs[number][0] for number in batch], device=self.device)
+            own = (of.unsqueeze(2) == of.unsqueeze(1)) & (steps.unsqueeze(2) >= steps.unsqueeze(1))
+            seen = torch.cat([reading.mask[prompt].bool().unsqueeze(1).expand(-1, ids.shape[1], -1), own], dim=2)
+            dtype = self.llm.get_input_embeddings().weight.dtype
+            mask = torch.zeros(seen.shape, dtype=dtype, device=self.device).masked_fill(~seen, torch.finfo(dtype).min)
+            everybody = torch.equal(prompt, torch.arange(len(reading.first), device=self.device))
+            self.tokens_seen += ids.numel()
+            states = self.llm.base_model(
+                input_ids=ids,
+                attention_mask=mask.unsqueeze(1),
+                position_ids=reading.lengths[prompt].unsqueeze(1) + steps,
+                past_key_values=_rows_of(reading.cache, None if everybody else prompt),
+                use_cache=True,
+            ).last_hidden_state
+            real = present.bool()
+            wanted = torch.from_numpy(following).to(self.device)[real]
+            found = _log_probabilities(self._head(states[real].unsqueeze(0))[0], wanted)
+            total = total.index_add(0, of[real], found)
         return total / inside.sum(1)
 
     def _pairwise_likelihood(self, question: "_Question", rows: np.ndarray, answers: list[np.ndarray]) -> torch.Tensor:
@@ -577,7 +644,7 @@ class Verbalizer(PromptEncoder):
             tokens, inside = pad([answers[pair] for _, pair in pairs], self.device)
             place = torch.tensor([place for place, _ in pairs], device=self.device).unsqueeze(1)
             steps = torch.arange(tokens.shape[1], device=self.device)
-            found = logits[place, steps, tokens] - logits.logsumexp(2)[place, steps]
+            found = logits.log_softmax(2)[place, steps, tokens]
             values.append((found * inside).sum(1) / inside.sum(1))
             order += [pair for _, pair in pairs]
         back = torch.from_numpy(np.argsort(np.array(order), kind="stable")).to(self.device)
@@ -634,8 +701,8 @@ def _states_at(states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
 
 
 def _log_probabilities(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """(rows, n, vocabulary) and (rows, n) -> (rows, n)."""
-    return logits.gather(2, tokens.unsqueeze(2)).squeeze(2) - logits.logsumexp(2)
+    """(…, vocabulary) logits and (…) tokens -> (…) log-probabilities."""
+    return -F.cross_entropy(logits.flatten(0, -2), tokens.flatten(), reduction="none").view(tokens.shape)
 
 
 def _plain(cache, length: int, cross_length: int = 0):
@@ -652,15 +719,29 @@ def _plain(cache, length: int, cross_length: int = 0):
     return cache if plain and cache.get_seq_length() == length else None
 
 
-def _rows_of(cache, rows, length: int | None = None):
-    """A new cache of chosen rows, and of the first `length` positions only; the old one is not changed."""
+def _rows_of(cache, rows: torch.Tensor | None, length: int | None = None):
+    """A new cache of chosen rows (None: all), and of the first `length` positions only; the old one is not changed.
+
+    Rows are not copied where they are all the same one.
+    """
     if isinstance(cache, EncoderDecoderCache):
         return EncoderDecoderCache(
             _rows_of(cache.self_attention_cache, rows), _rows_of(cache.cross_attention_cache, rows)
         )
+    same = rows is not None and bool((rows == rows[0]).all())
+
+    def choose(tensor: torch.Tensor) -> torch.Tensor:
+        tensor = tensor[:, :, :length]
+        if rows is None:
+            return tensor
+        return tensor[rows[:1]].expand(len(rows), -1, -1, -1) if same else tensor[rows]
+
     out = DynamicCache()
-    for number, layer in enumerate(cache.layers):
-        out.update(layer.keys[rows][:, :, :length], layer.values[rows][:, :, :length], number)
+    for layer in cache.layers:
+        chosen = DynamicLayer()
+        chosen.dtype, chosen.device, chosen.is_initialized = layer.dtype, layer.device, True
+        chosen.keys, chosen.values = choose(layer.keys), choose(layer.values)
+        out.layers.append(chosen)
     return out
 
 
