@@ -304,16 +304,18 @@ class PromptEncoder(nn.Module):
         """
         begin, cache = 0, None
         if prompts is not None:
+            adapted = any(parameter.requires_grad for parameter in self.llm.parameters())
+            text = embeds if adapted else embeds.detach()
             shared = common_prefix(prompts) if len(prompts) > 1 else 0
             if shared:
-                cache = self._read_on(embeds[:1, :shared], None, None)
+                cache = self._read_on(text[:1, :shared], None, None)
                 begin = shared if cache is not None else 0
             if begin:
                 cache.batch_repeat_interleave(len(embeds))
             before_slots = min(first_slot(prompt) for prompt in prompts)
             worth = len(embeds) * (before_slots - begin) > self._pass_cost
-            if worth and begin == shared and embeds.requires_grad and not self._is_adapted:
-                cache = self._read_on(embeds[:, begin:before_slots].detach(), mask[:, :before_slots], cache)
+            if worth and begin == shared and embeds.requires_grad and not adapted:
+                cache = self._read_on(text[:, begin:before_slots], mask[:, :before_slots], cache)
                 begin = before_slots if cache is not None else 0
         self.tokens_seen += embeds[:, begin:].shape[:2].numel()
         extra = {"use_cache": cache is not None, "past_key_values": cache} if self.kind == "decoder" else {}
@@ -334,10 +336,6 @@ class PromptEncoder(nn.Module):
         if not self.training:
             self.share_prefix = False
         return None
-
-    @property
-    def _is_adapted(self) -> bool:
-        return any(parameter.requires_grad for parameter in self.llm.parameters())
 
 
 def pad(prompts: list[np.ndarray], device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -429,6 +427,8 @@ class LLMRecommender(SequencePreTrainedModel):
             own = {name: tensor for name, tensor in state_dict.items() if name in own}
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
+        for left_over in folder.glob(".saving-*"):  # of a save that was killed
+            shutil.rmtree(left_over)
         hub = {
             key: kwargs.pop(key)
             for key in ("repo_id", "commit_message", "private", "revision", "create_pr")

@@ -27,6 +27,9 @@ _NOT_ARCHITECTURE = {
     "prompt", "llm_config", "teacher_config",  # whole structures; they are in config.json
 }  # fmt: skip
 
+# Where models built around others keep them; adapters inside are the model's own.
+_FROZEN_PARTS = {"encoder.llm.": "language model", "teacher.": "teacher"}
+
 
 def make_model_card(
     model: Any,
@@ -94,7 +97,7 @@ def make_model_card(
         num_items=f"{config.num_items:,}",
         num_titles=f"{sum(title is not None for title in processor.titles):,}",
         max_length=f"{config.max_length:,}",
-        num_parameters=f"{sum(parameter.numel() for parameter in model.parameters()):,}",
+        num_parameters=_parameters(model),
         model_reference=json.dumps(reference),
         request=json.dumps(dict(request), ensure_ascii=False),
         answer=[
@@ -176,6 +179,17 @@ def _evaluation(record: EvaluationRecord) -> dict[str, Any]:
             for metric, value in record.metrics.items()
         ],
     }
+
+
+def _parameters(model: Any) -> str:
+    """How many parameters were trained, and how many belong to frozen parts: `"5,120 trained, beside frozen ones: …"`."""
+    counts: dict[str | None, int] = {None: 0}
+    for name, parameter in model.named_parameters():
+        part = next((part for prefix, part in _FROZEN_PARTS.items() if name.startswith(prefix)), None)
+        part = None if parameter.requires_grad or ".lora_" in name else part
+        counts[part] = counts.get(part, 0) + parameter.numel()
+    frozen = [f"{part} {count:,}" for part, count in counts.items() if part is not None]
+    return f"{counts[None]:,}" + (f" trained, beside frozen ones: {', '.join(frozen)}" if frozen else "")
 
 
 def _dataset(records: Sequence[EvaluationRecord], dataset_id: str | None, config: Any) -> str:

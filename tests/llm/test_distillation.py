@@ -202,9 +202,7 @@ def test_a_resumed_run_ends_at_the_same_weights(make, split, tmp_path):
     whole, trainer = prepare(tmp_path)
     trainer.train()
     resumed, trainer = prepare(tmp_path / "again")
-    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2")) if (
-        tmp_path / "checkpoint-2"
-    ).exists() else None
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert trainer.state.global_step == 4
     for (name, a), b in zip(whole.named_parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b), name

@@ -100,6 +100,67 @@ def test_a_shared_prefix_changes_nothing_but_the_work(llm_folders):
     assert gradients[0].abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("lora", [None, {"r": 2, "target_modules": "all-linear"}])
+def test_what_stands_before_the_first_slot_needs_no_graph_and_has_the_same_gradients(llm_folders, monkeypatch, lora):
+    monkeypatch.setattr("hf_seqrec.modeling.llm._PASS_COST", {"cpu": 4})
+    prompts = random_prompts([40, 40, 38])
+    for row, prompt in enumerate(prompts):
+        prompt[3:6] = 8, 9, 50 + row  # five tokens are shared; fifteen more stand before the first slot
+    states, gradients, graphs = [], [], []
+    for share in (False, True):
+        torch.manual_seed(0)
+        llm = load_llm(llm_folders["llama"])
+        if lora:
+            add_lora(llm, lora)
+            for name, parameter in llm.named_parameters():
+                if ".lora_B" in name:
+                    torch.nn.init.normal_(parameter, std=0.3)
+        vectors = vectors_for(prompts)
+        trained = [vectors[Slot.ITEM_VECTOR].values.requires_grad_()]
+        trained += [parameter for parameter in llm.parameters() if parameter.requires_grad]
+        # What a layer of the LLM is given, and whether its work is kept for the backward pass.
+        seen = []
+        llm.layers[0].register_forward_hook(
+            lambda _, __, out, seen=seen: seen.append((out.shape[1], out.requires_grad))
+        )
+        out = PromptEncoder(llm, share_prefix=share, token_budget=1000)(prompts, vectors, Slot.USER_OUT)
+        states.append(out.detach())
+        gradients.append(torch.autograd.grad((out * WEIGHTS).sum(), trained))
+        graphs.append(seen)
+    assert graphs[0] == [(43, True)]
+    # The shared part, what differs before the first slot (of the shortest prompt), and the rest.
+    assert graphs[1] == ([(5, True), (38, True)] if lora else [(5, False), (15, False), (23, True)])
+    torch.testing.assert_close(states[1], states[0], atol=1e-5, rtol=1e-5)
+    for found, expected in zip(gradients[1], gradients[0], strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+        assert expected.abs().max() > 1e-4
+
+
+def test_a_long_prompt_does_not_pad_the_others_and_a_few_tokens_of_padding_are_accepted(llm_folders, monkeypatch):
+    monkeypatch.setattr("hf_seqrec.modeling.llm._PASS_COST", {"cpu": 8})
+    lengths = [100, 20, 21, 20, 22, 20, 20]
+    prompts = random_prompts([length - 3 for length in lengths])
+    encoder = PromptEncoder(load_llm(llm_folders["bert"]))
+    shapes = []
+    encoder.llm.register_forward_pre_hook(
+        lambda _, __, given: shapes.append(tuple(given["inputs_embeds"].shape[:2])), with_kwargs=True
+    )
+    encoder(prompts, vectors_for(prompts), Slot.USER_OUT)
+    assert shapes == [(1, 100), (5, 22), (1, 20)]  # the second has 0 + 1 + 2 + 2 + 2 of padding, one more would be 9
+    assert encoder.tokens_seen == 100 + 110 + 20
+
+
+def test_an_llm_without_a_pad_token_reads_prompts_of_all_lengths(llm_folders):
+    tokenizer, llm = AutoTokenizer.from_pretrained(llm_folders["llama"]), load_llm(llm_folders["llama"])
+    assert tokenizer.pad_token is None
+    assert llm.config.pad_token_id is None
+    prompts = random_prompts([30, 4, 17])
+    vectors = vectors_for(prompts)
+    together = PromptEncoder(llm)(prompts, vectors, Slot.USER_OUT)
+    short = {**vectors, Slot.ITEM_VECTOR: SlotVectors(vectors[Slot.ITEM_VECTOR].values[1:2], np.ones(1, int))}
+    torch.testing.assert_close(PromptEncoder(llm)(prompts[1:2], short, Slot.USER_OUT), together[1:2])
+
+
 def test_the_common_prefix_ends_before_a_slot_and_leaves_a_token():
     rows = [np.array(row) for row in ([5, 6, -1, 7], [5, 6, -1, 8])]
     assert common_prefix(rows) == 2

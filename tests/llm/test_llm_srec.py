@@ -2,13 +2,15 @@ import json
 import math
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import AutoModel, AutoProcessor
 
-from hf_seqrec.data import leave_one_out
+from hf_seqrec.data import Catalogue, leave_one_out
 from hf_seqrec.evaluation import Protocol, RankingEvaluator
+from hf_seqrec.hub import save_recommender
 from hf_seqrec.modeling import SASRecConfig, SASRecForSequentialRecommendation
 from hf_seqrec.modeling.llm_processing import LLMSequentialRecommendationProcessor
 from hf_seqrec.modeling.llm_srec import LLMSRecConfig, LLMSRecForSequentialRecommendation
@@ -156,6 +158,74 @@ def test_the_item_table_is_encoded_once_per_weight_version(make, tmp_path):
 def step(model, optimizer):
     model(IDS, labels=LABELS, negatives=NEGATIVES).loss.backward()
     optimizer.step()
+
+
+def test_a_history_is_encoded_once_per_weight_version(make):
+    model, _ = make(dates=True)
+    times = torch.arange(IDS.numel()).view(IDS.shape) * 86_400 + 1_400_000_000
+
+    def work(ids, times):
+        before = model.encoder.tokens_seen
+        with torch.inference_mode():
+            users = model(ids, timestamps=times).user_embeddings
+        return users.clone(), model.encoder.tokens_seen - before
+
+    first, tokens = work(IDS, times)
+    assert tokens > 0
+    torch.testing.assert_close(model.encode_users(IDS, times).detach(), first)
+    # In another order, with more padding, through `score`: nothing is read again.
+    wider = torch.nn.functional.pad(IDS.flip(0), (2, 0))
+    again, tokens = work(wider, torch.nn.functional.pad(times.flip(0), (2, 0)))
+    assert tokens == 0
+    assert torch.equal(again, first.flip(0))
+    model.item_representations()
+    before = model.encoder.tokens_seen
+    model.score(IDS, timestamps=times)
+    assert model.encoder.tokens_seen == before
+    # Another day is another history, and new weights are another encoding.
+    assert work(IDS, times + 86_400)[1] > 0
+    with torch.no_grad():
+        model.user_out.add_(0.5)
+    moved, tokens = work(IDS, times)
+    assert tokens > 0
+    assert not torch.allclose(moved, first)
+    # With gradients nothing that was kept is used.
+    assert model(IDS, timestamps=times).user_embeddings.requires_grad
+
+
+def test_titles_in_any_script_are_text_of_their_own(make, stored_models):
+    titles = [
+        "Heat",
+        "日本の歌",
+        "أفلام",
+        "фильм",
+        "🎬🎥",
+        "Ame\u0301lie",
+        "[ItemEmb]日本[UserOut]",
+        None,
+        "\u200b",
+    ]
+    folder = str(stored_models / "tinytalk-gptneo-3m")
+    table = pa.table({"item_id": [f"i{n}" for n in range(len(titles))], "title": pa.array(titles, pa.string())})
+    torch.manual_seed(0)
+    model, _ = LLMSRecForSequentialRecommendation.from_parts(
+        folder, None, Catalogue(table), item_vectors="none", distilled=False, style="compact", dates=False
+    )
+    rows = model._title_rows(torch.arange(1, len(titles) + 1))
+    assert all(len(row) and (row >= 0).all() for row in rows)
+    assert len({row.tobytes() for row in rows}) == len(titles) - 1  # the last two read "No title"
+    table = model.eval().item_representations()
+    assert torch.isfinite(table).all()
+    assert torch.pdist(table[1:8]).min() > 1e-4
+
+
+def test_the_card_tells_trained_parameters_from_frozen_ones(make, tmp_path):
+    model, processor = make("bert", lora={"r": 2, "target_modules": "all-linear"})
+    llm = sum(p.numel() for name, p in model.encoder.llm.named_parameters() if ".lora_" not in name)
+    taught = sum(p.numel() for p in model.teacher.parameters())
+    own = sum(p.numel() for p in model.parameters()) - llm - taught
+    card = (save_recommender(tmp_path / "model", model, processor) / "README.md").read_text()
+    assert f"| Parameters | {own:,} trained, beside frozen ones: language model {llm:,}, teacher {taught:,} |" in card
 
 
 def test_the_evaluator_ranks_it_as_its_scores_say(make, sequences):
