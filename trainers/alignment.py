@@ -179,10 +179,9 @@ class _Part(NamedTuple):
     Args:
         history: (rows, length) item_index, left-padded.
         target: (rows,) item_index.
-        items: (texts,) the items; the last `padding` of them only fill up and count nothing.
+        items: (texts,) the items.
         slots: (rows, width) which of the items are replaced in each row alone, -1 for none; None: all of them, for all rows.
-        member: (rows, texts) whether a text belongs to a row, which is whose reward it earns.
-        padding: Number of items that count nothing.
+        member: (rows, texts) whether a text belongs to a row, which is whose reward it earns; a text of no row only fills up.
     """
 
     history: torch.Tensor
@@ -190,7 +189,11 @@ class _Part(NamedTuple):
     items: np.ndarray
     slots: np.ndarray | None
     member: np.ndarray
-    padding: int = 0
+
+    @property
+    def counts(self) -> np.ndarray:
+        """(texts,) whether a text is of any row."""
+        return self.member.any(0)
 
 
 class _Round(NamedTuple):
@@ -253,12 +256,13 @@ class AlignmentTrainer(GRPOTrainer):
         recommender: A warmed-up [`SeRALMForSequentialRecommendation`] with its text encoder and the vectors of `texts`.
         frozen_recommender: A backbone trained without knowledge, p0; never changed.
         train_dataset: Training `Sequences`, such as `split.train`.
-        prompts: One per item, item_index 1…N in order: text, or the messages of a chat.
+        prompts: One per item, item_index 1…N in order: text, the messages of a chat, or None for an item that is not asked about.
         texts: The text of each item that the recommender's stored vectors come from, in the same order.
         args: [`AlignmentConfig`].
         eval_dataset: An `EvaluationSet` (or a dict of them) on which `evaluate` ranks with the recommender.
         data_fingerprint: Fingerprint of the data set that prompts and sequences are of; None leaves this check out.
         knowledge_key: Key of the knowledge that `texts` are; must be the recommender's, None leaves this check out.
+        clean: What is done to a text before the recommender reads it, as it was to `texts`; None: nothing.
         kwargs: Further arguments of `GRPOTrainer`: `processing_class`, `peft_config`, `callbacks`, `optimizers`, `quantization_config`.
 
     Raises:
@@ -277,12 +281,13 @@ class AlignmentTrainer(GRPOTrainer):
         recommender: SeRALMForSequentialRecommendation,
         frozen_recommender: SequentialRecommender,
         train_dataset: Sequences,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[Prompt | None],
         texts: Sequence[str],
         args: AlignmentConfig | None = None,
         eval_dataset: EvaluationSet | dict[str, EvaluationSet] | None = None,
         data_fingerprint: str | None = None,
         knowledge_key: str | None = None,
+        clean: Callable[[str], str] | None = None,
         **kwargs,
     ):
         args = AlignmentConfig("trainer_output") if args is None else args
@@ -299,7 +304,8 @@ class AlignmentTrainer(GRPOTrainer):
         self.frozen_recommender = frozen_recommender.requires_grad_(False).eval()
         if not args.train_recommender:
             recommender.requires_grad_(False)
-        self.prompts, self.texts = list(prompts), list(texts)
+        self.prompts, self.texts, self.clean = list(prompts), list(texts), clean
+        self._has_prompt = np.array([False, *(prompt is not None for prompt in prompts)])
         self.rows = SequenceDataset(
             train_dataset, recommender.config.max_length, "prefix", prefixes_per_sequence=args.prefixes_per_sequence or None,
             seed=args.seed,
@@ -374,7 +380,6 @@ class AlignmentTrainer(GRPOTrainer):
             parts[-1] = last._replace(
                 items=np.concatenate([last.items, np.resize(last.items, missing)]),
                 member=np.pad(last.member, ((0, 0), (0, missing))),
-                padding=missing,
             )
         return _Round(key, rows, parts)
 
@@ -390,29 +395,36 @@ class AlignmentTrainer(GRPOTrainer):
         generators = [np.random.default_rng([self.args.seed, epoch, row, 2]) for row in rows]
         args = self.args
         choices = [np.unique(example if args.regenerate_targets else example[:-1]) for example in examples]
+        choices = [own[self._has_prompt[own]] for own in choices]
+        number = np.arange(len(rows))
         if args.credit == "single_item":
-            items = np.array([self._one_item(*row) for row in zip(choices, examples, generators, strict=True)])
-            number = np.arange(len(rows))
-            return _Part(history, target, items, number[:, None], np.eye(len(rows), dtype=bool))
+            chosen = [self._one_item(*row) for row in zip(choices, examples, generators, strict=True)]
+            has = np.array([item > 0 for item in chosen])  # nothing is known of any item of some rows
+            items = np.where(has, chosen, self._has_prompt.argmax())
+            return _Part(history, target, items, np.where(has, number, -1)[:, None], np.diag(has))
         if args.credit == "literal":
-            owner = np.repeat(np.arange(len(rows)), [len(own) for own in choices])
-            items = np.concatenate(choices)
-            slots = np.full((len(rows), max(map(len, choices))), -1)
+            owner = np.repeat(number, [len(own) for own in choices])
+            slots = np.full((len(rows), max(1, *map(len, choices))), -1)
             for row, own in enumerate(choices):
                 slots[row, : len(own)] = np.flatnonzero(owner == row)
-            return _Part(history, target, items, slots, owner == np.arange(len(rows))[:, None])
+            return self._filled(_Part(history, target, np.concatenate(choices), slots, owner == number[:, None]))
         items = np.unique(np.concatenate(choices))
         if args.pool_size is not None and len(items) > args.pool_size:
             items = np.sort(generators[0].permutation(items)[: args.pool_size])
-        return _Part(history, target, items, None, np.stack([np.isin(items, own) for own in choices]))
+        return self._filled(_Part(history, target, items, None, np.stack([np.isin(items, own) for own in choices])))
+
+    def _filled(self, part: _Part) -> _Part:
+        """With a text that counts nothing where nothing is known of any item, because TRL wants a text to generate."""
+        if len(part.items):
+            return part
+        return part._replace(items=np.array([self._has_prompt.argmax()]), member=np.zeros((len(part.target), 1), bool))
 
     def _one_item(self, choices: np.ndarray, example: np.ndarray, generator: np.random.Generator) -> int:
-        share = self.args.target_probability
-        if share is None or not self.args.regenerate_targets:
-            return int(generator.choice(choices))
-        if generator.random() < share:
-            return int(example[-1])
-        return int(generator.choice(np.unique(example[:-1])))
+        share, target = self.args.target_probability, int(example[-1])
+        if share is not None and self.args.regenerate_targets and self._has_prompt[target]:
+            others = np.setdiff1d(choices, [target])
+            return target if generator.random() < share or not len(others) else int(generator.choice(others))
+        return int(generator.choice(choices)) if len(choices) else 0
 
     # Generation ------------------------------------------------------------------------------------------------------------
 
@@ -473,7 +485,7 @@ class AlignmentTrainer(GRPOTrainer):
         prompt_ids, _, _ = self._tokenize_prompts(self._prompts_of(following))
         self._ahead = following, self._worker.submit(prompt_ids, self._seed_of(following.key))
 
-    def _prompts_of(self, this: _Round) -> list[Prompt]:
+    def _prompts_of(self, this: _Round) -> list[Any]:
         return [self.prompts[item - 1] for item in this.items for _ in range(self.num_generations)]
 
     def _prepare_inputs(self, generation_batch):
@@ -504,12 +516,12 @@ class AlignmentTrainer(GRPOTrainer):
         device, samples = vectors.device, vectors.shape[1]
         history, target = part.history.to(device), part.target.to(device)
         if part.slots is None:
-            real = len(part.items) - part.padding
-            items = torch.from_numpy(part.items[:real]).to(device)
-            found = [self.recommender.log_prob(history, target, (items, vectors[:real, k])) for k in range(samples)]
+            real = torch.from_numpy(part.counts).to(device)
+            items = torch.from_numpy(part.items).to(device)[real]
+            found = [self.recommender.log_prob(history, target, (items, vectors[real, k])) for k in range(samples)]
             return torch.stack(found, 1)
         slots = torch.from_numpy(part.slots).to(device)
-        items = torch.from_numpy(part.items).to(device)[slots].masked_fill(slots < 0, 0)
+        items = torch.from_numpy(part.items).to(device)[slots].masked_fill(slots < 0, 0)  # 0 replaces nothing
         chosen = vectors[slots].transpose(1, 2)  # (rows, k, slots, dim)
         found = self.recommender.log_prob_with(
             history.repeat_interleave(samples, 0), target.repeat_interleave(samples),
@@ -526,6 +538,7 @@ class AlignmentTrainer(GRPOTrainer):
         """
         assert self._round is not None
         texts = [c if isinstance(c, str) else c[0]["content"] for c in completions]
+        texts = texts if self.clean is None else [self.clean(text) for text in texts]
         self._check_texts(texts)
         samples = self.num_generations
         vectors = self.recommender.encode_all(self.recommender.tokenize(texts)).to(self.accelerator.device)
@@ -600,7 +613,7 @@ class AlignmentTrainer(GRPOTrainer):
     def _store(self, texts: list[str], vectors: torch.Tensor) -> None:
         """The first sample of each item becomes its stored text, on all processes."""
         assert self._round is not None
-        counts = np.concatenate([np.arange(len(p.items)) < len(p.items) - p.padding for p in self._round.parts])
+        counts = np.concatenate([part.counts for part in self._round.parts])
         first = {
             int(item): (texts[number * self.num_generations], vectors[number, 0].cpu().numpy())
             for number, item in enumerate(self._round.items)
@@ -641,9 +654,7 @@ class AlignmentTrainer(GRPOTrainer):
         for part, vectors in zip(this.parts, self._part_vectors, strict=True):
             end = begin + len(part.items) * samples
             inputs: dict[str, Any] = {name: out[name][begin:end] for name in names}
-            counts = torch.ones(len(part.items), device=vectors.device)
-            counts[len(part.items) - part.padding :] = 0
-            inputs["counts"] = counts.repeat_interleave(samples)
+            inputs["counts"] = torch.from_numpy(part.counts).float().to(vectors.device).repeat_interleave(samples)
             inputs["part"], inputs["vectors"] = part, vectors
             inputs["step"] = self.state.global_step if self._wrote is None else self._wrote.step
             if self.recommender.config.train_text_encoder:
@@ -920,6 +931,8 @@ def check_parts(
             f"the recommender was warmed up on knowledge {own}, the texts are of knowledge {knowledge_key} (another language model, adapter, "
             "prompt, sampling or item text): warm up on these texts, or give those that it knows."
         )
+    if all(prompt is None for prompt in prompts):
+        raise ValueError("there is no prompt for any item: the catalogue has no metadata to ask about.")
     if not bool(recommender.knowledge.any()):
         raise ValueError(
             "the recommender has no knowledge yet: set the vectors of `texts` and warm it up on them first."
