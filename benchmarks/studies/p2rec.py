@@ -12,7 +12,7 @@ can be stopped and started again; it uses a GPU when there is one.
     python benchmarks/studies/p2rec.py --datasets ml-1m --methods sasrec+base sasrec+enhanced --seeds 0
     python benchmarks/studies/p2rec.py --reduced --time-limit 540              # one seed, one trial, fewer users and steps
     python benchmarks/studies/p2rec.py --gains                                 # differences with intervals, from the records there are
-    python -m hf_seqrec.evaluation.tables benchmarks/records/p2rec/full docs/results-p2rec.md
+    python -m hf_seqrec.evaluation.tables benchmarks/records/p2rec/full/runs docs/results-p2rec.md
 
 The LLM is the packaged MiniLM unless `--llm` names another. The data come from $HF_SEQREC_DATA or ../shared/data beside the project.
 """
@@ -86,7 +86,8 @@ class Study:
         self.validation = some_rows(self.split.validation, self.reduced["validation_users"] if self.reduced else None)
         self.rows = some_rows(self.split.test, self.reduced["test_users"] if self.reduced else None)
         kind = "reduced" if args.reduced else "full"
-        self.records, self.work = args.records / kind / dataset, args.work / kind / dataset
+        self.records, self.work = args.records / kind / "runs" / dataset, args.work / kind / dataset
+        self.aside = args.records / kind / "more" / dataset  # what is no record of an evaluation
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def run(self, method: str, seed: int) -> None:
@@ -130,7 +131,7 @@ class Study:
         family = method if method in ("e4srec", "llmseqsim") else None
         trials = (self.study[family] if family else self.study)["trials"]
         trials = trials[: self.reduced["trials"]] if self.reduced else trials
-        chosen = self.records / "tuning" / f"{method}.json"
+        chosen = self.aside / "tuning" / f"{method}.json"
         if seed != self.args.tuning_seed and len(trials) > 1:
             if not chosen.exists():
                 raise SystemExit(f"{method} was not tuned yet: run seed {self.args.tuning_seed} first.")
@@ -312,7 +313,7 @@ class Study:
         }  # fmt: skip
         model.save_pretrained(folder)
         groups.save(folder / "groups.npz")
-        for path in (self.records / "stages" / f"k{num_groups}-{seed}" / "p2rec.json", folder / "p2rec.json"):
+        for path in (self.aside / "stages" / f"k{num_groups}-{seed}" / "p2rec.json", folder / "p2rec.json"):
             with atomic_path(path) as temporary:
                 temporary.write_text(json.dumps(record, indent=1) + "\n")
         shutil.rmtree(folder / "stage1", ignore_errors=True)
@@ -352,7 +353,10 @@ def show_gains(records: Path, datasets: list[str]) -> None:
             for backbone in BACKBONES:
                 for variant in ("base", "groups", "noise", "text", "teacher"):
                     both = [
-                        {path.stem: path for path in (records / dataset).glob(f"{backbone}+{one}-*-{rule}.json")}
+                        {
+                            path.stem: path
+                            for path in (records / "runs" / dataset).glob(f"{backbone}+{one}-*-{rule}.json")
+                        }
                         for one in (variant, "enhanced")
                     ]
                     seeds = [{stem.split("-")[-2] for stem in paths} for paths in both]
@@ -365,8 +369,10 @@ def show_gains(records: Path, datasets: list[str]) -> None:
                         gains.append(gain_by_activity(*runs))
             if gains:
                 Console(width=160).print(gains_table(gains))
-                plot_gains([one for one in gains if "+" not in one.base], records / dataset / f"gains-{rule}.png")
-                with atomic_path(records / dataset / f"gains-{rule}.json") as temporary:
+                over_bases = [one for one in gains if "+" not in one.base]
+                if over_bases:
+                    plot_gains(over_bases, records / "more" / dataset / f"gains-{rule}.png")
+                with atomic_path(records / "more" / dataset / f"gains-{rule}.json") as temporary:
                     temporary.write_text(json.dumps([one.to_dict() for one in gains], indent=1) + "\n")
 
 
