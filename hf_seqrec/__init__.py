@@ -21,7 +21,8 @@ _MODULE_OF = {
         "GRU4RecForSequentialRecommendation ItemItemConfig ItemItemForSequentialRecommendation LLMSRecConfig "
         "LLMSRecForSequentialRecommendation LLMSeqSimConfig LLMSeqSimForSequentialRecommendation LLMSequentialRecommendationProcessor LightSANsConfig "
         "LightSANsForSequentialRecommendation NextItNetConfig NextItNetForSequentialRecommendation P2RecConfig P2RecModel PopularityConfig "
-        "PopularityForSequentialRecommendation SASRecConfig SASRecForSequentialRecommendation",
+        "PopularityForSequentialRecommendation SASRecConfig SASRecForSequentialRecommendation SeRALMConfig SeRALMForSequentialRecommendation",
+        "hf_seqrec.knowledge": "generate_knowledge load_knowledge",
         "hf_seqrec.modeling.processing": "SequentialRecommendationProcessor",
         "hf_seqrec.pipelines": "SequentialRecommendationPipeline pipeline",
         "hf_seqrec.presets": "load_preset",

@@ -18,6 +18,7 @@ import copy
 import hashlib
 import json
 import os
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -28,6 +29,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+import yaml
 from huggingface_hub import constants, snapshot_download
 from tqdm.auto import tqdm
 from transformers import (
@@ -253,14 +255,12 @@ class Generator:
         tokenizer: Its tokenizer.
         description: What it is: `llm`, `revision`, `adapter`, `dtype`, `engine`; part of every text's key.
         limit: Most tokens of a prompt and its text (encoder-decoder: of each).
-        lora: The adapter as vLLM names it.
     """
 
     model: Any
     tokenizer: Any
     description: dict[str, Any]
     limit: int
-    lora: Any = None
     tokens_generated: int = field(default=0, init=False)
 
     @classmethod
@@ -356,17 +356,17 @@ class Generator:
         return texts
 
     def _write_vllm(self, rows, seeds, sampling: Sampling) -> list[list[int]]:
-        from vllm import SamplingParams
+        from trl.generation import vllm_generation as engine
 
         settings = [
-            SamplingParams(
+            engine.SamplingParams(
                 max_tokens=sampling.max_new_tokens, temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k,
                 repetition_penalty=sampling.repetition_penalty, seed=seed,
             )
             for seed in seeds
         ]  # fmt: skip
         prompts = [{"prompt_token_ids": row} for row in rows]
-        found = self.model.generate(prompts, settings, use_tqdm=False, lora_request=self.lora)
+        found = self.model.generate(prompts, settings, use_tqdm=False)
         texts = [list(one.outputs[0].token_ids) for one in found]
         self.tokens_generated += sum(map(len, texts))
         return texts
@@ -415,7 +415,7 @@ def load_generator(
     description: dict[str, Any] = {"llm": Path(name).name if os.path.isdir(name) else name, "engine": engine}
     description["adapter"] = None if adapter is None else _adapter_hash(str(adapter), adapter_revision)
     if engine == "vllm":
-        return _load_vllm(name, revision, adapter, tokenizer, config, description, dtype)
+        return _load_vllm(name, revision, adapter, adapter_revision, tokenizer, config, description, dtype)
     kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     model: Any = kind.from_pretrained(name, revision=revision, dtype=dtype)
     # A folder has no commits: what keys its texts is a hash of the weights.
@@ -437,22 +437,9 @@ def check_vllm() -> None:
         raise ImportError("`engine='vllm'` needs vLLM and a GPU: pip install 'trl[vllm]', or take engine='torch'.")
 
 
-def _load_vllm(name, revision, adapter, tokenizer, config, description, dtype) -> Generator:
-    from vllm import LLM
+def _load_vllm(name, revision, adapter, adapter_revision, tokenizer, config, description, dtype) -> Generator:
+    from trl.generation import vllm_generation as engine  # TRL's integration, which holds vLLM to versions it knows
 
-    if adapter is not None and not os.path.isdir(str(adapter)):
-        adapter = snapshot_download(str(adapter))
-    model = LLM(
-        model=name,
-        revision=None if os.path.isdir(name) else revision,
-        dtype=str(dtype),
-        enable_lora=adapter is not None,
-    )
-    lora = None
-    if adapter is not None:
-        from vllm.lora.request import LoRARequest
-
-        lora = LoRARequest("adapter", 1, str(adapter))
     if os.path.isdir(name):
         digest = hashlib.sha256()
         for path in sorted(Path(name).glob("*.safetensors")):
@@ -460,7 +447,24 @@ def _load_vllm(name, revision, adapter, tokenizer, config, description, dtype) -
         revision = digest.hexdigest()[:16]
     description |= {"revision": revision, "dtype": str(dtype)}
     limit = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
-    return Generator(model, tokenizer, description, int(min(limit, 1 << 15)), lora)
+    place = {"model": name, "revision": None if os.path.isdir(name) else revision}
+    with tempfile.TemporaryDirectory() as temporary:
+        if adapter is not None:
+            from peft import PeftModel
+
+            # Merged into the weights: any kind of adapter, and no price per token.
+            plain = AutoModelForCausalLM.from_pretrained(**_renamed(place), dtype=dtype)
+            PeftModel.from_pretrained(
+                plain, str(adapter), revision=adapter_revision
+            ).merge_and_unload().save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+            place = {"model": temporary, "revision": None}
+        model = engine.LLM(**place, dtype=str(dtype))
+    return Generator(model, tokenizer, description, int(min(limit, 1 << 15)))
+
+
+def _renamed(place: dict[str, Any]) -> dict[str, Any]:
+    return {"pretrained_model_name_or_path": place["model"], "revision": place["revision"]}
 
 
 def _adapter_hash(adapter: str, revision: str | None) -> str:
@@ -909,8 +913,6 @@ def _card(knowledge: Knowledge, name: str, vectors: Any, encoder: dict[str, Any]
     ]
     if vectors is not None:
         configs.append({"config_name": "vectors", "data_files": [{"split": "train", "path": "vectors/*.parquet"}]})
-    import yaml
-
     head = {
         "configs": configs,
         "size_categories": [size],

@@ -178,12 +178,12 @@ class SeRALMForSequentialRecommendation(SequencePreTrainedModel):
         self.register_buffer("knowledge_mean", torch.zeros(config.knowledge_size))
         self.register_buffer("knowledge_scale", torch.ones(1))
         self._table: tuple[Any, torch.Tensor] | None = None
+        self.text_encoder: Any = None
+        self.text_tokenizer: Any = None
         self.post_init()
         # After `post_init`, so that no initialisation reaches what is trained already.
-        self.text_encoder: Any = (
-            None if text_encoder is None else text_encoder.requires_grad_(config.train_text_encoder)
-        )
-        self.text_tokenizer = text_tokenizer
+        if text_encoder is not None:
+            self._take_text_encoder(text_encoder, text_tokenizer)
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -335,7 +335,10 @@ class SeRALMForSequentialRecommendation(SequencePreTrainedModel):
             raise ValueError(
                 f"vectors of this text encoder have width {_width(encoder)}, the model's knowledge {config.knowledge_size}."
             )
-        self.text_encoder = encoder.to(self.device).requires_grad_(config.train_text_encoder)
+        self._take_text_encoder(encoder.to(self.device), tokenizer)
+
+    def _take_text_encoder(self, encoder: PreTrainedModel, tokenizer: Any) -> None:
+        self.text_encoder = encoder.requires_grad_(self.config.train_text_encoder)
         self.text_tokenizer = tokenizer
 
     # Texts and vectors ---------------------------------------------------------------------------------------------------

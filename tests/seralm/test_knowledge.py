@@ -1,7 +1,6 @@
 """Texts about items: the same in any batch, kept by content, cleaned and counted; nothing is lost by a kill."""
 
 import json
-import sys
 import types
 from collections import Counter
 from dataclasses import replace
@@ -15,6 +14,7 @@ import torch
 from datasets import load_dataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl.generation import vllm_generation
 
 from hf_seqrec import knowledge as module
 from hf_seqrec.data import Catalogue
@@ -369,32 +369,28 @@ def test_vllm_is_asked_for_by_name_and_its_absence_is_said(generators):
 
 def test_with_vllm_every_prompt_has_a_seed_of_its_own(generators, adapter, catalogue, tmp_path, monkeypatch):
     # vLLM needs a GPU: what is tested is what we ask of it.
-    asked = {}
+    asked = {"seeds": []}
 
     class LLM:
-        def __init__(self, **options):
-            asked["options"] = options
+        def __init__(self, model, revision, dtype):
+            asked["model"] = AutoModelForCausalLM.from_pretrained(model)
+            AutoTokenizer.from_pretrained(model)
 
-        def generate(self, prompts, settings, use_tqdm, lora_request):
-            asked.setdefault("seeds", []).extend(one.seed for one in settings)
-            asked["lora"] = lora_request
+        def generate(self, prompts, settings, use_tqdm):
+            asked["seeds"] += [one.seed for one in settings]
             ids = [prompt["prompt_token_ids"][-8:-2] for prompt in prompts]
             return [types.SimpleNamespace(outputs=[types.SimpleNamespace(token_ids=row)]) for row in ids]
 
-    fake = types.ModuleType("vllm")
-    fake.LLM, fake.SamplingParams = LLM, types.SimpleNamespace
-    lora = types.ModuleType("vllm.lora.request")
-    lora.LoRARequest = lambda *args: args
-    for name, part in (("vllm", fake), ("vllm.lora", types.ModuleType("vllm.lora")), ("vllm.lora.request", lora)):
-        monkeypatch.setitem(sys.modules, name, part)
+    monkeypatch.setattr(vllm_generation, "LLM", LLM, raising=False)
+    monkeypatch.setattr(vllm_generation, "SamplingParams", types.SimpleNamespace, raising=False)
     monkeypatch.setattr(module, "check_vllm", lambda: None)
     generator = load_generator(generators["llama"], adapter=adapter, engine="vllm")
     found = generate_knowledge(generator, catalogue, tmp_path, PROMPT, SHORT, progress=False)
     assert found.counts["ok"] == N - 1
     assert len(set(asked["seeds"])) == N - 1
-    assert asked["options"]["enable_lora"]
-    assert asked["lora"][2] == adapter
     assert found.description["engine"] == "vllm"
+    merged = load_generator(generators["llama"], adapter=adapter).model.state_dict()
+    torch.testing.assert_close(asked["model"].state_dict(), merged)
 
 
 @pytest.mark.slow
