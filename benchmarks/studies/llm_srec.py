@@ -180,12 +180,17 @@ def read_arguments(
     parser.add_argument("--seeds", nargs="+", type=int, help="default: 0 1 2; with --reduced 0")
     parser.add_argument("--llm", help="folder or Hub id; default: the packaged MiniLM")
     parser.add_argument("--reduced", action="store_true", help="fewer users and steps, said so in the records")
+    parser.add_argument(
+        "--bfloat16", action="store_true", help="LLM in bfloat16: about 3 times faster where the CPU has units for it"
+    )
     parser.add_argument("--records", type=Path, default=records)
     parser.add_argument(
         "--work", type=Path, default=HERE.parents[1] / "outputs" / "llm_srec", help="teachers, checkpoints"
     )
     parser.add_argument("--time-limit", type=float, default=float("inf"), help="seconds after which training stops")
     args = parser.parse_args()
+    if args.bfloat16:
+        study["all"]["model"] |= {"llm_dtype": "bfloat16", "llm_attn_implementation": "eager"}
     args.llm = args.llm or packaged_llm()
     if args.llm is None:
         parser.error(
