@@ -6,6 +6,7 @@ if __name__ == "modeling":
 from .base import NextItemOutput, SequenceModel, SequentialRecommender, SequentialRecommenderConfig
 from .bert4rec import BERT4RecConfig, BERT4RecForSequentialRecommendation, BERT4RecModel
 from .caser import CaserConfig, CaserForSequentialRecommendation, CaserModel
+from .delrec import DELRecConfig, DELRecForSequentialRecommendation
 from .e4srec import E4SRecConfig, E4SRecForSequentialRecommendation
 from .fmlprec import FMLPRecConfig, FMLPRecForSequentialRecommendation, FMLPRecModel
 from .gru4rec import GRU4RecConfig, GRU4RecForSequentialRecommendation, GRU4RecModel
@@ -41,6 +42,8 @@ __all__ = [
     "CaserForSequentialRecommendation",
     "CaserModel",
     "CrossEntropyLoss",
+    "DELRecConfig",
+    "DELRecForSequentialRecommendation",
     "E4SRecConfig",
     "E4SRecForSequentialRecommendation",
     "FMLPRecConfig",

@@ -219,6 +219,12 @@ class DELRecConfig(LLMRankerConfig):
             raise ValueError(f"`adapter` needs a `type` adalora or lora, got {self.adapter!r}.")
 
 
+def soft_prompt_size(path_or_repo: str | os.PathLike, revision: str | None = None, **access) -> int:
+    """How many soft prompts a folder or repository holds; arguments as in `load_soft_prompts`."""
+    with safe_open(str(cached_file(path_or_repo, SOFT_PROMPT_FILE, revision=revision, **access)), "pt") as file:
+        return file.get_slice("soft_prompt").get_shape()[0]
+
+
 class DELRecForSequentialRecommendation(LLMRankerForSequentialRecommendation):
     """An LLM that ranks candidates in the light of soft prompts, into which a recommender's behaviour was distilled.
 
@@ -613,7 +619,9 @@ class DELRecForSequentialRecommendation(LLMRankerForSequentialRecommendation):
 
     def _alone(self, input_ids: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
         """Scores of the LLM without soft prompts and adapters."""
-        layers = [layer for layer in self.encoder.llm.modules() if hasattr(layer, "enable_adapters")]
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        layers = [layer for layer in self.encoder.llm.modules() if isinstance(layer, BaseTunerLayer)]
         program, soft = self.program, self.soft_prompt
         self.program, self.soft_prompt = self.programs["plain"], None
         for layer in layers:

@@ -9,7 +9,9 @@ from .data import DataCollatorForCloze, DataCollatorForNextItem, NegativeSampler
 from .distillation import DistillationTrainer, DistillationTrainingArguments
 from .next_item import NextItemTrainer, NextItemTrainingArguments
 from .preference import PreferenceTrainer, PreferenceTrainingArguments
+from .prompt_tuning import PromptTuningTrainer, PromptTuningTrainingArguments
 from .seralm_warmup import KnowledgeWarmupTrainer, KnowledgeWarmupTrainingArguments
+from .soft_prompt import SoftPromptTrainer, SoftPromptTrainingArguments
 
 
 __all__ = [
@@ -24,8 +26,12 @@ __all__ = [
     "NextItemTrainingArguments",
     "PreferenceTrainer",
     "PreferenceTrainingArguments",
+    "PromptTuningTrainer",
+    "PromptTuningTrainingArguments",
     "SeqRecTrainer",
     "SeqRecTrainingArguments",
     "SequenceDataset",
+    "SoftPromptTrainer",
+    "SoftPromptTrainingArguments",
     "align_items_with_texts",
 ]

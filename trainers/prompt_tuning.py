@@ -91,7 +91,7 @@ class PromptTuningTrainingArguments(CandidateTrainingArguments):
     Args:
         candidates: Where the items beside the true one come from: `drawn` (uniformly, unseen) or `retrieved` (the best of the model's
             retriever; the true item takes the last place where it is not among them).
-        num_candidates: Items in a prompt, the true one included; None takes the model's number.
+        train_candidates: Items in a training prompt, the true one included; None takes the model's number.
         eval_negatives: Negatives per validation row, drawn once; the metrics are `ndcg@10/sampled14` and so on.
 
     > Parameters that control what is trained
@@ -110,7 +110,7 @@ class PromptTuningTrainingArguments(CandidateTrainingArguments):
     candidates: str = field(
         default="drawn", metadata={"help": "drawn (uniformly) or retrieved (the retriever's best)."}
     )
-    num_candidates: int | None = field(
+    train_candidates: int | None = field(
         default=None, metadata={"help": "Items in a training prompt; by default the model's number."}
     )
     eval_negatives: int = field(default=14, metadata={"help": "Negatives per validation row, drawn once."})
@@ -120,8 +120,8 @@ class PromptTuningTrainingArguments(CandidateTrainingArguments):
         super().__post_init__()
         if self.candidates not in CANDIDATES:
             raise ValueError(f"`candidates` must be one of {', '.join(CANDIDATES)}, got {self.candidates!r}.")
-        if self.num_candidates is not None and self.num_candidates < 2:
-            raise ValueError(f"`num_candidates` must be at least 2, got {self.num_candidates}.")
+        if self.train_candidates is not None and self.train_candidates < 2:
+            raise ValueError(f"`train_candidates` must be at least 2, got {self.train_candidates}.")
         if self.eval_negatives < 1:
             raise ValueError(f"`eval_negatives` must be at least 1, got {self.eval_negatives}.")
 
@@ -224,8 +224,11 @@ def collate_candidates(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor
 
 
 def allocator_of(trainer: SeqRecTrainer):
-    """The `AdaLoraModel` of peft in a trainer's model; None for models with other adapters or none."""
-    return getattr(trainer.accelerator.unwrap_model(trainer.model), "rank_allocator", None)
+    """The `AdaLoraModel` of peft in a trainer's model; None for other adapters, none, or some that this stage does not train."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    tuner = getattr(model, "rank_allocator", None)
+    trained = any(p.requires_grad for name, p in model.named_parameters() if ".lora_A." in name)
+    return tuner if trained else None
 
 
 class RankAllocation(TrainerCallback):
@@ -357,7 +360,7 @@ class PromptTuningTrainer(CandidateTrainer):
                 train_dataset,
                 model.config.max_length,
                 model.config.num_items,
-                args.num_candidates or model.config.num_candidates,
+                args.train_candidates or model.config.num_candidates,
                 args.targets,
                 args.data_seed if args.data_seed is not None else args.seed,
             )

@@ -109,6 +109,17 @@ METHODS: dict[str, Method] = {
   year = {2001}
 }""",
     ),
+    "hf_seqrec_delrec": Method(
+        "DELRec",
+        "a language model ranks candidates in the light of soft prompts distilled from a recommender",
+        "https://arxiv.org/abs/2406.11156",
+        """@article{zhang2024delrec,
+  title = {DELRec: Distilling Sequential Pattern to Enhance LLMs-based Sequential Recommendation},
+  author = {Zhang, Haoyi and Sun, Guohao and Lu, Jinhu and Liu, Guanfeng and Fang, Xiu Susie},
+  journal = {arXiv preprint arXiv:2406.11156},
+  year = {2024}
+}""",
+    ),
     "hf_seqrec_llm_srec": Method(
         "LLM-SRec",
         "a frozen language model that learned a sequential recommender's knowledge of order",

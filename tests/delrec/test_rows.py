@@ -154,7 +154,7 @@ def test_arguments_that_make_no_sense_are_refused(tmp_path):
             SoftPromptTrainingArguments(folder, use_cpu=True, **wrong)
     for wrong, message in (
         ({"candidates": "all"}, "drawn, retrieved"),
-        ({"num_candidates": 1}, "at least 2"),
+        ({"train_candidates": 1}, "at least 2"),
         ({"eval_negatives": 0}, "at least 1"),
     ):
         with pytest.raises(ValueError, match=message):
