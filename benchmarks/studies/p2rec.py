@@ -14,6 +14,9 @@ can be stopped and started again; it uses a GPU when there is one.
     python benchmarks/studies/p2rec.py --gains                                 # differences with intervals, from the records there are
     python -m hf_seqrec.evaluation.tables benchmarks/records/p2rec/full/runs docs/results-p2rec.md
 
+On one CPU core, computed from steps timed with other work on the machine: --reduced about an hour; the whole study about 140 hours, half of them
+E4SRec's (Beauty 60, ml-1m 55, Steam 20); SASRec's six rows on Beauty with one setting and one seed about two and a half.
+
 The LLM is the packaged MiniLM unless `--llm` names another. The data come from $HF_SEQREC_DATA or ../shared/data beside the project.
 """
 
@@ -130,7 +133,7 @@ class Study:
         """The model of the trial that is best on validation; at other seeds than the first only that trial is trained."""
         family = method if method in ("e4srec", "llmseqsim") else None
         trials = (self.study[family] if family else self.study)["trials"]
-        trials = trials[: self.reduced["trials"]] if self.reduced else trials
+        trials = trials[: self.args.trials or (self.reduced["trials"] if self.reduced else None)]
         chosen = self.aside / "tuning" / f"{method}.json"
         if seed != self.args.tuning_seed and len(trials) > 1:
             if not chosen.exists():
@@ -379,8 +382,10 @@ def show_gains(records: Path, datasets: list[str]) -> None:
 def main() -> None:
     """Run what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--study", type=Path, default=HERE / "p2rec.yaml", help="settings")
-    study = yaml.safe_load(parser.parse_known_args()[0].study.read_text())
+    early = argparse.ArgumentParser(add_help=False)  # the file says what the other options may be
+    for one in (parser, early):
+        one.add_argument("--study", type=Path, default=HERE / "p2rec.yaml", help="settings")
+    study = yaml.safe_load(early.parse_known_args()[0].study.read_text())
     methods = all_methods(study, sweep=True)
     parser.add_argument(
         "--datasets", nargs="+", choices=study["datasets"], help="default: all; with --reduced the first"
@@ -389,6 +394,9 @@ def main() -> None:
     parser.add_argument("--sweep", action="store_true", help="also SASRec with other K")
     parser.add_argument("--seeds", nargs="+", type=int, help="default: 0 1 2; with --reduced 0")
     parser.add_argument("--tuning-seed", type=int, default=0, help="the seed at which all trials are trained")
+    parser.add_argument(
+        "--trials", type=int, help="settings per method, the same number for all; default: all of the file"
+    )
     parser.add_argument("--llm", help="folder or Hub id; default: the packaged MiniLM")
     parser.add_argument("--reduced", action="store_true", help="fewer users, steps and trials, said so in the records")
     parser.add_argument(
