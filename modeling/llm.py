@@ -309,24 +309,26 @@ class PromptEncoder(nn.Module):
             shared = common_prefix(prompts) if len(prompts) > 1 else 0
             if shared:
                 cache = self._read_on(text[:1, :shared], None, None)
-                begin = shared if cache is not None else 0
-            if begin:
+            if cache is not None:
                 cache.batch_repeat_interleave(len(embeds))
+                begin = shared
             before_slots = min(first_slot(prompt) for prompt in prompts)
             worth = len(embeds) * (before_slots - begin) > self._pass_cost
             if worth and begin == shared and embeds.requires_grad and not adapted:
                 cache = self._read_on(text[:, begin:before_slots], mask[:, :before_slots], cache)
                 begin = before_slots if cache is not None else 0
         self.tokens_seen += embeds[:, begin:].shape[:2].numel()
-        extra = {"use_cache": cache is not None, "past_key_values": cache} if self.kind == "decoder" else {}
+        extra: dict[str, Any] = {"use_cache": False} if self.kind == "decoder" else {}
+        if cache is not None:
+            extra = {"use_cache": True, "past_key_values": cache}
         return self.llm(inputs_embeds=embeds[:, begin:], attention_mask=mask, **extra).last_hidden_state, begin
 
     def _read_on(self, embeds, mask, cache) -> DynamicCache | None:
         """Keys and values after these positions, or None where an LLM keeps others."""
         length = embeds.shape[1] + (0 if cache is None else cache.get_seq_length())
-        cache = self.llm(
-            inputs_embeds=embeds, attention_mask=mask, past_key_values=cache, use_cache=True
-        ).past_key_values
+        before = {} if cache is None else {"past_key_values": cache}
+        out = self.llm(inputs_embeds=embeds, attention_mask=mask, use_cache=True, **before)
+        cache = getattr(out, "past_key_values", None)
         # Other caches (sliding windows, state-space layers) forget or fold what they read, and activation checkpointing keeps
         # none: run plainly then.
         plain = isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers)

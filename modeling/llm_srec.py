@@ -538,8 +538,8 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
         new = [row for row, key in enumerate(keys) if key not in known]
         if new:
             with torch.inference_mode(False), torch.no_grad():
-                some = [None if part is None else part[new] for part in (input_ids, times)]
-                known.update(zip([keys[row] for row in new], self.encode_users(*some), strict=True))
+                users = self.encode_users(input_ids[new], None if times is None else times[new])
+                known.update(zip([keys[row] for row in new], users, strict=True))
         return torch.stack([known[key] for key in keys])
 
     @property
