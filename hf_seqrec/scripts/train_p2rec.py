@@ -223,7 +223,7 @@ def _enhance(model, groups, data, script_args, training_args) -> dict[str, Any]:
         if training_args.process_index == 0:
             shutil.rmtree(folder / "text", ignore_errors=True)
             text.folder.rename(folder / "text")
-            cache.rmdir()
+            shutil.rmtree(cache)
             vectors["text"] = load_item_vectors(folder / "text")
     return vectors
 
@@ -272,7 +272,7 @@ def _write(record, script_args, training_args, hyper_parameters) -> None:
         f"# {output_dir.resolve().name}\n\n{method.name}: {method.summary}. Adapters, projection and head over `{record['llm']}`, made for "
         f"{record['dataset']} (fingerprint `{record['dataset_fingerprint']}`); the language model itself is not in here. It is no "
         "recommender: its enhanced item vectors train one.\n\n```python\nfrom hf_seqrec import P2RecModel\n\n"
-        f'model = P2RecModel.from_pretrained("{output_dir.resolve().name}")\nmodel.enhance(item_index)  # vectors, groups\n```\n\n'
+        f'model = P2RecModel.from_pretrained("{training_args.hub_model_id or output_dir.resolve().name}")\nmodel.enhance(item_index)  # vectors, groups\n```\n\n'
         f"```bibtex\n{method.citation}\n```\n"
     )
     files = {
