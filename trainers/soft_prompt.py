@@ -432,11 +432,13 @@ class SoftPromptTrainer(CandidateTrainer):
             held_out.users = held_out.users[: args.max_eval_users]
         return train, held_out
 
-    def train(self, *args, **kwargs):
+    def train(self, resume_from_checkpoint=None, *args, **kwargs):
         """See `Trainer.train`; afterwards the LLM is compared with what it was."""
+        if resume_from_checkpoint:
+            self.args.eval_on_start = False  # the curve has its first point already
         model = self.accelerator.unwrap_model(self.model)
         before = weights_fingerprint(model.frozen_weights())
-        result = super().train(*args, **kwargs)
+        result = super().train(resume_from_checkpoint, *args, **kwargs)
         if weights_fingerprint(model.frozen_weights()) != before:
             raise RuntimeError("a weight of the LLM changed in stage 1, which must train soft prompts only.")
         return result
