@@ -1,0 +1,244 @@
+# /// script
+# dependencies = ["hf-seqrec"]
+# ///
+"""Rank what a trained backbone retrieves with a language model's own head: zero-shot, LlamaRec, RecRanker; evaluate and save it.
+
+The preset gives the defaults, `--config file.yaml` overrides them, the command line overrides both; unknown keys fail. Beside the usual
+records, `reranking.json` has metrics over all users and over those whose target was retrieved, of the ranker and of the backbone alone.
+
+seqrec train llm-ranker --preset llamarec --dataset data/ml-100k --domain movie --teacher sasrec-out --llm LLM --output_dir llamarec
+seqrec train llm-ranker --preset zero-shot --dataset data/ml-100k --domain movie --teacher sasrec-out --llm LLM --output_dir zero-shot
+seqrec train llm-ranker --preset recranker-list --dataset data/ml-100k --domain movie --teacher sasrec-out --llm LLM --output_dir recranker
+seqrec train llm-ranker --preset llamarec … --candidates retrieved             # learn on what the backbone retrieves, not on random items
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, make_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .train import (
+    ScriptArguments,
+    check_hub,
+    clear_configuration_errors,
+    finish,
+    introduce,
+    load_inputs,
+    make_trainer,
+    model_arguments,
+    parse,
+    what_training_did,
+)
+from .train_delrec import check_teacher_split
+
+
+METHOD = "llm-ranker"
+
+
+@dataclass(kw_only=True)
+class RankerScriptArguments(ScriptArguments):
+    """What to rank, around which language model and backbone.
+
+    Args:
+        llm: Hub id or folder of the language model, with its head.
+        llm_revision: Branch, tag or commit of its repository.
+        teacher: Hub id or folder of the trained backbone that retrieves.
+        teacher_revision: Branch, tag or commit of its repository.
+        max_prompt_tokens: Longest prompt.
+        num_sampled: Negatives per test row in the record on sampled candidates; 0 leaves this record out.
+        candidates_seed: Seed of these candidates.
+    """
+
+    llm: str = field(metadata={"help": "Hub id or folder of the language model."})
+    teacher: str = field(metadata={"help": "Hub id or folder of the trained backbone that retrieves."})
+    llm_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of the language model's repository."}
+    )
+    teacher_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of the backbone's repository."}
+    )
+    max_prompt_tokens: int | None = field(
+        default=None, metadata={"help": "Longest prompt; by default what the language model can, 4096 at most."}
+    )
+    num_sampled: int = field(
+        default=14, metadata={"help": "Negatives per test row of the record on sampled candidates; 0: no such record."}
+    )
+    candidates_seed: int = field(default=0, metadata={"help": "Seed of the sampled candidates."})
+
+
+def ranker_model_arguments() -> type:
+    """A dataclass with what a person chooses of a ranker."""
+    from hf_seqrec.modeling.llm_ranker import LLMRankerForSequentialRecommendation
+
+    left_out = ["prompt", "num_title_tokens", "llm_name_or_path", "llm_revision", "llm_config", "teacher_name_or_path", "teacher_revision",
+                "teacher_fingerprint", "teacher_config", "store_teacher", "max_length", "lora", "hidden_size", "hidden_dropout_prob",
+                "initializer_range", "seed", "exclude_seen"]  # fmt: skip
+    text = 'Adapters of the language model as JSON, arguments of peft\'s LoraConfig: \'{"r": 8, "lora_alpha": 16}\'; none: it stays as it is.'
+    own: list[tuple[str, Any, Any]] = [("lora", str | None, field(default=None, metadata={"help": text}))]
+    return make_dataclass(
+        "RankerArguments", own, bases=(model_arguments(LLMRankerForSequentialRecommendation, left_out),)
+    )
+
+
+def make_parser(prog: str | None = None, model: str | None = METHOD) -> Any:
+    """Makes the parser.
+
+    Args:
+        prog: Name of the program in help texts.
+        model: `llm-ranker`.
+
+    Returns:
+        A `TrlParser` for the script's, the trainer's and the model's arguments.
+    """
+    from trl import TrlParser
+
+    from hf_seqrec.trainers.prompt_tuning import PromptTuningTrainingArguments
+
+    return TrlParser(
+        [RankerScriptArguments, PromptTuningTrainingArguments, ranker_model_arguments()],
+        prog=prog,
+        usage=f"{prog or '%(prog)s'} {METHOD} --dataset FOLDER_OR_REPO --llm FOLDER_OR_REPO --teacher FOLDER_OR_REPO "
+        "--output_dir FOLDER [options]",
+        description="Rank what a backbone retrieves with a language model's head: zero-shot, LlamaRec, RecRanker.",
+        allow_abbrev=False,
+    )
+
+
+def main(script_args: RankerScriptArguments, training_args: Any, model_args: Any) -> None:
+    """Checks everything, then trains the adapters, evaluates and saves.
+
+    Args:
+        script_args: What to rank.
+        training_args: `PromptTuningTrainingArguments`; `output_dir` receives model, processor, records, `reranking.json` and `run.yaml`.
+        model_args: Hyper-parameters of the model.
+
+    Raises:
+        FileExistsError: If the output folder holds something and neither `overwrite` nor a resume was asked for.
+        OSError: If language model or backbone cannot be found.
+        ValueError: If the data set, the backbone or its split, the prompts or a hyper-parameter is wrong; nothing was written then.
+    """
+    from transformers import set_seed
+
+    from hf_seqrec.data import draw_candidates
+    from hf_seqrec.modeling.llm_ranker import LLMRankerForSequentialRecommendation
+    from hf_seqrec.trainers.prompt_tuning import PromptTuningTrainer
+
+    for name, value in (("llm", script_args.llm), ("teacher", script_args.teacher)):
+        if not value:
+            raise ValueError(f"no {name} is named: give --{name} FOLDER_OR_REPO.")
+    data, split, resume = load_inputs(script_args, training_args)
+    check_teacher_split(script_args.teacher, script_args.teacher_revision, split, script_args.shuffle_training)
+    hyper_parameters = asdict(model_args)
+    hyper_parameters["lora"] = read_lora(hyper_parameters["lora"])
+    check_hub(training_args)
+    set_seed(training_args.seed)
+    with clear_configuration_errors():
+        model, processor = LLMRankerForSequentialRecommendation.from_parts(
+            script_args.llm,
+            script_args.teacher,
+            data.catalogue,
+            data_fingerprint=data.fingerprint,
+            llm_revision=script_args.llm_revision,
+            teacher_revision=script_args.teacher_revision,
+            max_prompt_tokens=script_args.max_prompt_tokens,
+            **hyper_parameters,
+        )
+    notes: dict[str, Any] = {
+        "preset": script_args.preset, "hyper_parameters": hyper_parameters, "llm": script_args.llm, "teacher": script_args.teacher,
+        "teacher_fingerprint": model.config.teacher_fingerprint,
+    }  # fmt: skip
+    candidates = None
+    if script_args.num_sampled:
+        candidates = draw_candidates(
+            split.test, data.catalogue.num_items, script_args.num_sampled, script_args.candidates_seed
+        )
+    introduce(data, split, training_args)
+    begin = time.perf_counter()
+    trainer = None
+    if model.config.lora is not None:
+        trainer = make_trainer(PromptTuningTrainer, model, training_args, split, processor)
+        trainer.train(resume_from_checkpoint=resume)
+        notes |= what_training_did(trainer)
+    notes["training_seconds"] = round(time.perf_counter() - begin, 2)
+    base_model = None if os.path.isdir(script_args.llm) else script_args.llm
+    finish(
+        model, processor, data, split, script_args, training_args, hyper_parameters, notes, trainer, candidates, base_model
+    )  # fmt: skip
+    if training_args.process_index == 0:
+        report_reranking(model, split, Path(training_args.output_dir))
+
+
+def report_reranking(model: Any, split: Any, folder: Path) -> dict[str, Any]:
+    """Overall and subset metrics of the ranker and of its backbone: printed, and `reranking.json` in the folder.
+
+    Args:
+        model: The ranker.
+        split: The split of its data.
+        folder: Has `records/test.json`, the record of the ranker.
+
+    Returns:
+        See `reranking_metrics`.
+    """
+    from hf_seqrec.data.files import atomic_path
+    from hf_seqrec.evaluation import EvaluationRecord, RankingEvaluator, reranking_metrics
+
+    record = EvaluationRecord.load(folder / "records" / "test.json")
+    evaluator = RankingEvaluator(split.test, num_items=model.config.num_items, protocol=record.protocol)
+    retriever = evaluator(model.teacher)
+    reranked = replace(retriever, ranks=record.ranks, metrics=dict(record.metrics))
+    found = reranking_metrics(reranked, retriever, model.config.num_candidates)
+    with atomic_path(folder / "reranking.json") as temporary:
+        temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    name = "ndcg@10" if "ndcg@10" in found["overall"] else next(iter(found["overall"]))
+    print(
+        f"{name}: ranker {found['overall'][name]:.4f}, backbone {found['retriever'][name]:.4f}; of the {found['retrieved']:.1%} of users "
+        f"whose target was among the first {model.config.num_candidates}: ranker {found['subset'][name]:.4f}, backbone "
+        f"{found['retriever_subset'][name]:.4f}."
+    )
+    return found
+
+
+def read_lora(value: str | dict[str, Any] | None) -> dict[str, Any] | None:
+    """Adapters from the command line (JSON, `none`) or from a file (a mapping).
+
+    Raises:
+        ValueError: If the text is no JSON object.
+
+    Example:
+        >>> read_lora('{"r": 8}'), read_lora("none")
+        ({'r': 8}, None)
+    """
+    if value is None or isinstance(value, dict):
+        return value
+    if value.lower() in ("none", "null", ""):
+        return None
+    try:
+        lora = json.loads(value)
+    except json.JSONDecodeError:
+        lora = None
+    if not isinstance(lora, dict):
+        raise ValueError(f'--lora {value}: need a JSON object such as \'{{"r": 8, "lora_alpha": 16}}\', or none.')
+    return lora
+
+
+def run(argv: Sequence[str], prog: str | None = None) -> int:
+    """Parses and trains; what `seqrec train llm-ranker` and `python -m hf_seqrec.scripts.train_llm_ranker` do.
+
+    Args:
+        argv: The words of the command line.
+        prog: Name of the program in help texts.
+
+    Returns:
+        Exit status.
+    """
+    words = list(argv) if argv and not argv[0].startswith("-") else [METHOD, *argv]
+    main(*parse([METHOD, *words[1:]], prog, make_parser))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))
