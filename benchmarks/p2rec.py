@@ -154,7 +154,10 @@ def main() -> None:
     args = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    console, content = Console(width=140), {"arguments": {key: str(value) for key, value in vars(args).items()}}
+    console, content = (
+        Console(width=140),
+        {"arguments": {key: str(value) for key, value in vars(args).items() if key != "record"}},
+    )
     for part in args.parts:
         content[part] = {"cost": cost, "memory": memory}[part](args, console)
     if args.record is not None:
