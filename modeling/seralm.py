@@ -546,11 +546,14 @@ class SeRALMForSequentialRecommendation(SequencePreTrainedModel):
             stored = self.knowledge
             replaced = stored.index_put((items.to(stored.device),), vectors.to(stored))
             return functional_call(encoder, {f"feature_{KNOWLEDGE}": replaced}, ())
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled(self.device.type):
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or _any_autocast():
             return encoder()
-        tensors = [*encoder.parameters(), *encoder.buffers()]
-        key = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors if not tensor.is_inference())
-        if self._table is None or self._table[0] != key or len(key) != len(tensors):
+        # Every request passes here, so looking must cost next to nothing: `parameters()` would take longer than all else.
+        modules = filter(None, encoder._modules.values())
+        tensors: list[Any] = [p for module in modules for p in module._parameters.values() if p is not None]
+        tensors += encoder._buffers.values()
+        key = [(tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version) for tensor in tensors]
+        if self._table is None or self._table[0] != key or any(version < 0 for _, version in key):
             # The table outlives this call, so it must be an ordinary tensor also where an evaluator is in inference mode.
             with torch.inference_mode(False), torch.no_grad():
                 self._table = key, encoder()
@@ -747,6 +750,10 @@ def catalogue_log_prob(
         given = [None if tensor is None else tensor[part] for tensor in (users, targets, item_index, rows)]
         out.append(checkpoint(chunk, *given, use_reentrant=False) if torch.is_grad_enabled() else chunk(*given))
     return torch.cat(out) if out else users.new_zeros(0, dtype=torch.float32)
+
+
+def _any_autocast() -> bool:
+    return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
 
 
 def _width(encoder: PreTrainedModel) -> int:

@@ -143,6 +143,17 @@ METHODS: dict[str, Method] = {
   year = {2024}
 }""",
     ),
+    "hf_seqrec_seralm": Method(
+        "SeRALM",
+        "a backbone that also reads, as one stored vector per item, what a language model wrote about the items",
+        "https://doi.org/10.1145/3626772.3657782",
+        """@inproceedings{ren2024enhancing,
+  title = {Enhancing Sequential Recommenders with Augmented Knowledge from Aligned Large Language Models},
+  author = {Ren, Yankun and Chen, Zhongde and Yang, Xinxing and Li, Longfei and Jiang, Cong and Cheng, Lei and Zhang, Bo and Mo, Linjian and Zhou, Jun},
+  booktitle = {International ACM SIGIR Conference on Research and Development in Information Retrieval (SIGIR)},
+  year = {2024}
+}""",
+    ),
     "hf_seqrec_e4srec": Method(
         "E4SRec",
         "a language model that reads projected item vectors and scores the catalogue with one linear map",
