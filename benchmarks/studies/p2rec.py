@@ -10,12 +10,14 @@ can be stopped and started again; it uses a GPU when there is one.
 
     python benchmarks/studies/p2rec.py                                         # everything that is missing
     python benchmarks/studies/p2rec.py --datasets ml-1m --methods sasrec+base sasrec+enhanced --seeds 0
+    python benchmarks/studies/p2rec.py --datasets amazon-scientific-2018 --trials 1 --seeds 0   # small, and trained to the end
     python benchmarks/studies/p2rec.py --reduced --time-limit 540              # one seed, one trial, fewer users and steps
     python benchmarks/studies/p2rec.py --gains                                 # differences with intervals, from the records there are
     python -m hf_seqrec.evaluation.tables benchmarks/records/p2rec/full/runs docs/results-p2rec.md
 
 On one CPU core, computed from steps timed with other work on the machine: --reduced about an hour; the whole study about 140 hours, half of them
-E4SRec's (Beauty 60, ml-1m 55, Steam 20); SASRec's six rows on Beauty with one setting and one seed about two and a half.
+E4SRec's (Beauty 60, ml-1m 55, Steam 20, Scientific 10); SASRec's six rows on Beauty with one setting and one seed about two and a half. What --reduced
+trains is far from its best, so its differences say how fast a method learns, not how good it gets.
 
 The LLM is the packaged MiniLM unless `--llm` names another. The data come from $HF_SEQREC_DATA or ../shared/data beside the project.
 """
