@@ -221,8 +221,17 @@ class DELRecConfig(LLMRankerConfig):
 
 def soft_prompt_size(path_or_repo: str | os.PathLike, revision: str | None = None, **access) -> int:
     """How many soft prompts a folder or repository holds; arguments as in `load_soft_prompts`."""
-    with safe_open(str(cached_file(path_or_repo, SOFT_PROMPT_FILE, revision=revision, **access)), "pt") as file:
+    with safe_open(_soft_prompt_file(path_or_repo, revision, access), "pt") as file:
         return file.get_slice("soft_prompt").get_shape()[0]
+
+
+def _soft_prompt_file(path_or_repo: str | os.PathLike, revision: str | None, access: dict[str, Any]) -> str:
+    try:
+        return str(cached_file(path_or_repo, SOFT_PROMPT_FILE, revision=revision, **access))
+    except OSError as error:
+        raise OSError(
+            f"no soft prompts at {path_or_repo}: need a folder or Hub repository with {SOFT_PROMPT_FILE}, as stage 1 leaves it ({error})"
+        ) from error
 
 
 class DELRecForSequentialRecommendation(LLMRankerForSequentialRecommendation):
@@ -437,8 +446,7 @@ class DELRecForSequentialRecommendation(LLMRankerForSequentialRecommendation):
             OSError: No such file. ValueError: the model has no place for them, they have another size, or they were distilled from
                 another teacher.
         """
-        path = str(cached_file(path_or_repo, SOFT_PROMPT_FILE, revision=revision, **access))
-        with safe_open(path, "pt") as file:
+        with safe_open(_soft_prompt_file(path_or_repo, revision, access), "pt") as file:
             table = file.get_tensor("soft_prompt")
             notes = {key: json.loads(value) for key, value in (file.metadata() or {}).items() if key != "format"}
         if self.soft_prompt is None:

@@ -3,6 +3,7 @@
 Usage:
     seqrec recommend outputs/sasrec-ml-100k --history "Toy Story (1995)" "Babe (1995)" --top-k 5
     seqrec recommend user/sasrec-films --revision v1 --history 318 527 --by item_id --json
+    seqrec recommend outputs/delrec-ml-100k --history "Toy Story (1995)" --explain
 """
 
 import argparse
@@ -39,11 +40,18 @@ def make_parser(
     parser.add_argument("--by", choices=("item_id", "title"), help="What the names are, where both would fit.")
     parser.add_argument("--revision", help="Branch, tag or commit of the repository.")
     parser.add_argument("--json", action="store_true", help="Print JSON in place of a table.")
+    parser.add_argument(
+        "--explain",
+        action="store_true",
+        help="Of a DELRec model: the lists of its teacher, of the language model alone, and its own, side by side.",
+    )
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
     """Print the recommendations."""
+    if args.explain:
+        return explain(args)
     from hf_seqrec.pipelines import pipeline
 
     where = {} if args.revision is None else {"revision": args.revision}
@@ -72,6 +80,53 @@ def main(args: argparse.Namespace) -> None:
         # `Text` shows a title such as "[REC]" as it is; plain strings would be read as markup.
         title = Text("–" if row["title"] is None else row["title"])
         table.add_row(str(row["rank"]), title, Text(row["item_id"]), f"{row['score']:.3f}")
+    Console().print(table)
+
+
+def explain(args: argparse.Namespace) -> None:
+    """Print what teacher, language model and DELRec make of the same candidates.
+
+    Args:
+        args: The command line.
+
+    Raises:
+        ValueError: The model cannot explain itself, or an option was given that lists side by side do not have.
+    """
+    from hf_seqrec.hub import load_recommender
+
+    for name, given in (("candidates", args.candidates), ("times", args.times), ("include-seen", args.include_seen)):
+        if given:
+            raise ValueError(
+                f"--{name} does not go with --explain, which ranks what the teacher retrieves: leave one of them out."
+            )
+    model, processor = load_recommender(args.model, args.revision)
+    if not hasattr(model, "explain"):
+        raise ValueError(
+            f"{type(model).__name__} has nothing to set side by side: --explain is for models distilled from a teacher by DELRec."
+        )
+    input_ids = processor([args.history], by=args.by)["input_ids"]
+    lists = {
+        name: [
+            {**item, "score": score}
+            for item, score in zip(processor.decode(items[0].tolist()), scores[0].tolist(), strict=True)
+        ]
+        for name, (items, scores) in model.explain(input_ids, args.top_k).items()
+    }
+    if args.json:
+        print(json.dumps(lists, ensure_ascii=False, indent=2))
+        return
+
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    titles = {"teacher": "teacher", "llm": "language model alone", "delrec": "DELRec"}
+    table = Table(title=f"after {len(args.history)} item(s)", title_justify="left")
+    table.add_column("rank", justify="right")
+    for name in lists:
+        table.add_column(titles.get(name, name))
+    for rank, row in enumerate(zip(*lists.values(), strict=True), 1):
+        table.add_row(str(rank), *[Text(item["title"] or item["item_id"]) for item in row])
     Console().print(table)
 
 
