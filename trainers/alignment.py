@@ -36,8 +36,9 @@ from hf_seqrec.data.splits import EvaluationSet
 from hf_seqrec.evaluation import Protocol, RankingEvaluator
 from hf_seqrec.modeling.base import SequentialRecommender
 from hf_seqrec.modeling.seralm import SeRALMForSequentialRecommendation, next_item_log_prob
-from hf_seqrec.trainers.data import SequenceDataset, left_pad
-from hf_seqrec.trainers.text_writer import CopyWriter, VllmWriter, Worker, Written
+
+from .data import SequenceDataset, left_pad
+from .text_writer import CopyWriter, VllmWriter, Worker, Written
 
 
 CREDIT = ("single_item", "batch_pool", "literal")
@@ -238,6 +239,8 @@ class _AlignmentCallback(TrainerCallback):
 
     def on_optimizer_step(self, args, state, control, **kwargs):
         self.trainer.recommender.zero_grad(set_to_none=True)
+        # Fused optimizers leave the version counters alone, by which a recommender knows that its fused table is old.
+        torch.autograd.graph.increment_version(list(self.trainer.recommender.parameters()))
 
     def on_step_end(self, args, state, control, **kwargs):
         if args.train_recommender and state.global_step % args.encode_interval == 0:

@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 import transformers
 from matplotlib.figure import Figure
@@ -63,11 +64,6 @@ def facts_of(description: str, genres: list[str]) -> list[str]:
     return [re.sub(r"\W+", "-", word).lower() for word in said]
 
 
-def title_words(title: str) -> list[str]:
-    """A title as words of the language model."""
-    return title.split()
-
-
 class World:
     """Films, facts and tokenizers of one seed."""
 
@@ -76,16 +72,16 @@ class World:
         self.data = build_demo_world(folder / "world", seed=seed, num_items=num_items, num_users=num_users)
         self.split = leave_one_out(self.data.sequences)
         table = self.data.catalogue.table
-        self.titles = table["title"].to_pylist()
+        # A title is one word of the language model, which has to remember what it stands for.
+        self.titles = [re.sub(r"\W+", "-", title).lower() for title in table["title"].to_pylist()]
         self.facts = [
             facts_of(*row) for row in zip(table["description"].to_pylist(), table["genres"].to_pylist(), strict=True)
         ]
         # The recommender's side is told no more than item ids and titles.
-        self.catalogue = Catalogue(table.select(["item_id", "title"]))
-        words = sorted({word for title in self.titles for word in title_words(title)})
+        self.catalogue = Catalogue(pa.table({"item_id": table["item_id"], "title": self.titles}))
         facts = sorted({fact for own in self.facts for fact in own})
         self.vocabulary = {
-            word: n for n, word in enumerate(dict.fromkeys(["<pad>", "<eos>", ":", *facts, *NOISE, *words]))
+            word: n for n, word in enumerate(dict.fromkeys(["<pad>", "<eos>", ":", *facts, *NOISE, *self.titles]))
         }
         self.rng = np.random.default_rng([seed, 1])
 
@@ -119,12 +115,12 @@ def train_llm(world: World, steps: int, seed: int) -> Path:
     tokenizer = world.tokenizer()
     llm = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(world.vocabulary), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+            vocab_size=len(world.vocabulary), hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4,
             max_position_embeddings=32, pad_token_id=0, eos_token_id=1, bos_token_id=None,
         )
     )  # fmt: skip
-    optimizer = torch.optim.AdamW(llm.parameters(), lr=3e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
+    optimizer = torch.optim.AdamW(llm.parameters(), lr=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=steps)
     for _ in range(steps):
         items = world.rng.integers(0, len(world.titles), 128)
         prompts = [f"{world.titles[item]} :" for item in items]
@@ -164,11 +160,12 @@ def ndcg(model, world: World) -> float:
     return float(RankingEvaluator(world.split.test, len(world.titles), protocol)(model).metrics["ndcg@10"])
 
 
-def fit(model, world: World, seed: int, name: str, epochs: int) -> None:
-    """Next-item training, the best validation epoch."""
+def fit(model, world: World, seed: int, name: str, steps: int) -> None:
+    """Next-item training, the best of its evaluations on validation."""
     args = NextItemTrainingArguments(
-        str(world.folder / name), seed=seed, num_train_epochs=epochs, per_device_train_batch_size=64, learning_rate=3e-3,
-        early_stopping_patience=5, disable_tqdm=True, use_cpu=True,
+        str(world.folder / name), seed=seed, max_steps=steps, per_device_train_batch_size=32, learning_rate=1e-3,
+        lr_scheduler_type="constant", eval_strategy="steps", eval_steps=20, save_strategy="steps", save_steps=20, early_stopping_patience=5,
+        disable_tqdm=True, use_cpu=True, optim="adamw_torch",
     )  # fmt: skip
     trainer = NextItemTrainer(model, args, train_dataset=world.split.train, eval_dataset=world.split.validation)
     trainer.remove_callback(transformers.PrinterCallback)
@@ -190,14 +187,14 @@ def give(recommender, texts: list[str]) -> None:
     recommender.set_knowledge(torch.arange(1, len(texts) + 1), vectors)
 
 
-def warm(world: World, encoder: Path, texts: list[str], seed: int, name: str, epochs: int):
+def warm(world: World, encoder: Path, texts: list[str], seed: int, name: str, steps: int):
     """A recommender that has learned with these texts."""
     transformers.set_seed(seed)
     config = SASRecConfig(num_items=len(world.titles), data_fingerprint=world.data.fingerprint, **MODEL)
     model = SeRALMForSequentialRecommendation.from_parts(config, encoder, max_text_tokens=16, fusion="add")
     model.fit_scale(model.encode_all(model.tokenize(texts)))
     give(model, texts)
-    fit(model, world, seed, name, epochs)
+    fit(model, world, seed, name, steps)
     return model
 
 
@@ -260,10 +257,15 @@ def run(seed: int, args: argparse.Namespace) -> dict:
         base = SASRecForSequentialRecommendation(
             SASRecConfig(num_items=len(world.titles), data_fingerprint=world.data.fingerprint, **MODEL)
         )
-        fit(base, world, seed, "base", args.epochs)
-        warmed = warm(world, encoder, unaligned, seed, "unaligned", args.epochs)
+        fit(base, world, seed, "base", args.recommender_steps)
+        warmed = warm(world, encoder, unaligned, seed, "unaligned", args.recommender_steps)
         ideal = warm(
-            world, encoder, [world.text(i, 1.0) for i in range(len(world.titles))], seed, "facts", args.epochs
+            world,
+            encoder,
+            [world.text(i, 1.0) for i in range(len(world.titles))],
+            seed,
+            "facts",
+            args.recommender_steps,
         )
         scores = {"base": ndcg(base, world), "unaligned": ndcg(warmed, world), "facts": ndcg(ideal, world)}
         lap("recommenders")
@@ -287,7 +289,7 @@ def run(seed: int, args: argparse.Namespace) -> dict:
         give(warmed, aligned)
         scores["aligned-llm"] = ndcg(warmed, world)
         give(warmed, unaligned)
-        retrained = warm(world, encoder, aligned, seed, "retrained", args.epochs)
+        retrained = warm(world, encoder, aligned, seed, "retrained", args.recommender_steps)
         scores["retrained"] = ndcg(retrained, world)
         lap("alignment")
 
@@ -328,10 +330,10 @@ def main() -> None:
     """All seeds, the record, the plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--items", type=int, default=250)
-    parser.add_argument("--users", type=int, default=400)
-    parser.add_argument("--llm-steps", type=int, default=600)
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--items", type=int, default=500)
+    parser.add_argument("--users", type=int, default=120)
+    parser.add_argument("--llm-steps", type=int, default=400)
+    parser.add_argument("--recommender-steps", type=int, default=400)
     parser.add_argument("--steps", type=int, default=100, help="of alignment")
     parser.add_argument("--beta", type=float, default=0.05)
     parser.add_argument("--record", type=Path, default=RECORD)

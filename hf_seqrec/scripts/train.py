@@ -84,6 +84,7 @@ OWN_SCRIPTS = {
     "e4srec": "train_e4srec",
     "llmseqsim": "train_llmseqsim",
     "seralm-warmup": "train_seralm_warmup",
+    "seralm": "train_seralm",
     "delrec-distill": "train_delrec",
     "delrec-tune": "train_delrec",
     "llm-ranker": "train_llm_ranker",
