@@ -365,8 +365,13 @@ def _recommend_to_somebody(folder: Path, saved: Any, data: Any, split: Any, row:
     watched = split.test.history(row)
     ids = torch.tensor(watched, dtype=torch.long).unsqueeze(0)
     with torch.inference_mode():
-        if not torch.equal(loaded.score(ids), saved.to("cpu").eval().score(ids)):
-            raise RuntimeError("the reloaded model gives other scores than the saved one.")
+        before, after = saved.to("cpu").eval().score(ids)[:, 1:], loaded.score(ids)[:, 1:]
+    # Where weights lie in memory decides how sums are rounded, so the last bit of a score may differ.
+    distance = float((after - before).abs().max() / before.abs().max())
+    if not distance < 1e-5:
+        raise RuntimeError(
+            f"the reloaded model gives other scores than the saved one, by up to {distance:.1e} of the largest."
+        )
     print("from_pretrained gives the same model: its scores are equal.\n")
 
     recommend = pipeline(model=str(folder))
