@@ -705,6 +705,8 @@ def generate_knowledge(
     folder = Path(cache or default_cache()) / content_key(settings, [])
     keys = [content_key({}, [text]) if text is not None else "" for text in prompts]
     known = _read_cache(folder)
+    if _distributed():
+        torch.distributed.barrier()  # nobody writes before everybody has read: all must agree on what is missing
     wanted = {key: text for key, text in zip(keys, prompts, strict=True) if text is not None and key not in known}
     if wanted:
         _write_settings(folder, settings)
@@ -730,7 +732,7 @@ def _generate_missing(
     token_budget: int | None, progress: bool, is_first: bool,
 ) -> dict[str, tuple[str, str, int]]:  # fmt: skip
     """Texts of prompts by key, written to the cache shard by shard; with several processes each does its share."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    distributed = _distributed()
     rank, world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if distributed else (0, 1)
     device = "cuda" if generator.description["engine"] == "vllm" else generator.model.device.type
     budget = token_budget or _TOKEN_BUDGET.get(device, 8192)
@@ -754,6 +756,10 @@ def _generate_missing(
         torch.distributed.barrier()
         found = _read_cache(folder)
     return found
+
+
+def _distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _batches(keys: list[str], rows: dict[str, list[int]], budget: int, new: int) -> Iterator[list[str]]:

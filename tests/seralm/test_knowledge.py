@@ -1,8 +1,10 @@
 """Texts about items: the same in any batch, kept by content, cleaned and counted; nothing is lost by a kill."""
 
 import json
+import threading
 import types
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -209,6 +211,29 @@ def test_a_killed_run_goes_on_where_it_stopped(llama, catalogue, tmp_path, writi
     writing.update(prompts=0)
     generate_knowledge(llama, catalogue, tmp_path / "killed", PROMPT, SHORT, 2, progress=False)
     assert writing["prompts"] == 0
+
+
+def test_processes_share_the_items_and_all_get_all_texts(llama, catalogue, tmp_path, writing, monkeypatch):
+    # Two threads stand for two processes: each has its rank, and they meet at a barrier.
+    own, meeting = threading.local(), threading.Barrier(2)
+    whole = generate_knowledge(llama, catalogue, tmp_path / "alone", PROMPT, SHORT, 2, progress=False)
+    writing.update(prompts=0)
+    for name, value in {
+        "is_initialized": lambda: True,
+        "get_rank": lambda: own.rank,
+        "get_world_size": lambda: 2,
+        "barrier": meeting.wait,
+    }.items():
+        monkeypatch.setattr(torch.distributed, name, value)
+
+    def work(rank):
+        own.rank = rank
+        return generate_knowledge(llama, catalogue, tmp_path / "both", PROMPT, SHORT, 2, progress=False)
+
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(work, range(2)))
+    assert writing["prompts"] == N - 1
+    assert found[0].texts == found[1].texts == whole.texts
 
 
 def test_a_damaged_shard_is_made_again(llama, catalogue, tmp_path, writing):

@@ -454,3 +454,42 @@ def test_the_configuration_needs_a_backbone():
     with pytest.raises(ValueError, match=r"from_parts.*hf_seqrec_sasrec"):
         SeRALMForSequentialRecommendation(SeRALMConfig())
     assert SeRALMConfig.from_dict(build().config.to_dict()).num_items == N
+
+
+# --- what a backbone can do, it can do inside ---
+
+
+@pytest.mark.parametrize("name", ["sasrec", "bert4rec", "lightsans"])
+def test_the_kind_of_attention_is_chosen_for_the_backbone_inside(name):
+    model = build(name)
+    model.set_attn_implementation("sdpa")
+    expected = model.score(INPUTS)
+    model.set_attn_implementation("eager")
+    assert model.backbone.model.config._attn_implementation == "eager"
+    torch.testing.assert_close(model.score(INPUTS), expected)
+
+
+def test_activation_checkpointing_gives_the_same_gradients():
+    plain = build(backbone={"hidden_dropout_prob": 0.0}).train()
+    saving = copy.deepcopy(plain)
+    saving.gradient_checkpointing_enable()
+    assert any(getattr(module, "gradient_checkpointing", False) for module in saving.modules())
+    inputs, labels = training_batch(plain)
+    for model in (plain, saving):
+        model(inputs, labels=labels).loss.backward()
+    for (key, p), q in zip(plain.named_parameters(), saving.parameters(), strict=True):
+        torch.testing.assert_close(q.grad, p.grad, msg=key)
+
+
+def test_autocast_trains_and_keeps_no_table_of_half_precision():
+    model = build(backbone={"hidden_dropout_prob": 0.0})
+    inputs, labels = training_batch(model)
+    expected = model(inputs, labels=labels).loss
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(inputs, labels=labels).loss
+        with torch.no_grad():
+            model.score(INPUTS)
+    loss.backward()
+    torch.testing.assert_close(loss, expected, atol=2e-2, rtol=2e-2)
+    with torch.no_grad():
+        assert model.item_representations().dtype == torch.float32
