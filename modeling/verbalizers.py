@@ -77,6 +77,7 @@ class TiedHeadLM(PreTrainedModel):
         self.model = AutoModel.from_config(config) if model is None else model
         if getattr(self.model, "pooler", None) is not None:
             self.model.pooler = None  # never read, and adapters on it would never train
+        self.post_init()  # leaves weights alone that were loaded or drawn already
 
     def get_input_embeddings(self):
         """The table of token vectors."""
