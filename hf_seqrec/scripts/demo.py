@@ -23,7 +23,7 @@ from typing import Any
 
 CUTOFFS = (1, 2, 5, 10, 20, 50)
 # What differs from the preset of LLM-SRec so that part two takes minutes on two cores; chosen on the validation part (docs/LOG.md).
-PROMPTS: dict[str, Any] = {"history_length": 5}
+PROMPTS: dict[str, Any] = {"history_length": 4, "user_vector": True}
 DISTILLATION: dict[str, Any] = {"per_device_train_batch_size": 32}
 VALIDATION_VIEWERS = 500
 
@@ -240,7 +240,7 @@ def _part_two(args: argparse.Namespace, folder: Path, world: _World, llm: str) -
         print(
             f"The language model {Path(llm).name if Path(llm).is_dir() else llm} and SASRec stay as they are "
             f"({sum(size for size, trained in weights if not trained):,} weights); "
-            f"{sum(size for size, trained in weights if trained):,} weights around them are trained. It reads the titles of a viewer's last "
+            f"{sum(size for size, trained in weights if trained):,} weights around them are trained. It reads SASRec's vector of a viewer and the titles of the last "
             f"{model.program.history_length} films, each with SASRec's vector, and learns to give the viewer a vector like SASRec's."
         )
         # Ranking all validation viewers at each evaluation would take as long as training; test is ranked in full.
