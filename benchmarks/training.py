@@ -1,7 +1,7 @@
 """What training SASRec costs: CPU seconds per epoch and to the best validation NDCG@10, ours against three libraries.
 
     python benchmarks/training.py                    # a few epochs of each: cost per epoch
-    python benchmarks/training.py --to-best          # until validation NDCG@10 stops rising: cost to that quality
+    python benchmarks/training.py --to-best          # until validation NDCG@10 stops rising: cost to the quality both reach
 
 Every library trains in a process of its own, on the same sequences, one after the other, at the same sizes (`SETTINGS`), and
 is judged by the same code after every epoch (`peers/common.py`). Peers run in virtual environments that the script makes. CPU
@@ -122,7 +122,7 @@ def run(
     """
     options = {**SETTINGS, "data": data, "max_length": max_length, "batch_size": library.batch_size}
     options |= {"epochs": args.epochs, "patience": args.patience if args.to_best else 0, "seed": args.seed}
-    options |= {"threads": args.threads, "variant": library.variant}
+    options |= {"threads": args.threads, "variant": library.variant, "max_cpu_seconds": args.max_cpu_seconds}
     command = [str(python), str(HERE / "peers" / library.script)]
     command += [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", str(value))]
     threads = {name: str(args.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ARROW_NUM_THREADS")}
@@ -183,7 +183,10 @@ def print_table(parts: list[dict]) -> None:
         to_best = any(part["to_best"] for part in chosen.values())
         table = Table(title=f"SASRec on {dataset}, {next(iter(chosen.values()))['threads']} thread(s)")
         headings = ["library", "CPU s / epoch", "x ours", "share of matmul rate", "peak GB"]
-        headings += ["best epoch", "NDCG@10", "CPU s to it", "ours to the same", "x ours"] if to_best else ["NDCG@10"]
+        if to_best:
+            headings += ["best epoch", "NDCG@10", "CPU s to it", "both reach", "CPU s to that", "ours", "x ours"]
+        else:
+            headings.append("NDCG@10")
         for heading in headings:
             table.add_column(heading, justify="left" if heading == "library" else "right")
         for name, part in chosen.items():
@@ -193,16 +196,23 @@ def print_table(parts: list[dict]) -> None:
                 f"{values['cpu_s_per_epoch']:.2f}",
                 f"{values['cpu_s_per_epoch'] / summary(ours)['cpu_s_per_epoch']:.2f}" if ours else "-",
                 f"{part['flops_per_epoch'] / values['cpu_s_per_epoch'] / part['matrix_product_rate']:.1%}",
-                f"{part['result']['peak_rss_gb']:.2f}",
+                f"{peak:.2f}" if (peak := part["result"]["peak_rss_gb"]) else "-",
             ]
             if to_best:
-                same = cost_to_quality(ours, values["ndcg@10"]) if ours else None
-                row += [str(values["best_epoch"]), f"{values['ndcg@10']:.4f}", f"{values['cpu_s_to_best']:.1f}"]
-                row += [f"{same:.1f}", f"{values['cpu_s_to_best'] / same:.1f}"] if same else ["not reached", "-"]
+                more = "+" if part["result"].get("stopped_by_limit") else ""
+                row += [str(values["best_epoch"]) + more, f"{values['ndcg@10']:.4f}", f"{values['cpu_s_to_best']:.1f}"]
+                # The quality that both reach: the lower one of the two bests.
+                both = min(values["ndcg@10"], summary(ours)["ndcg@10"]) if ours else 0.0
+                costs = [cost_to_quality(it, both) for it in (part, ours)] if ours else []
+                row += (
+                    [f"{both:.4f}", *(f"{cost:.1f}" for cost in costs), f"{costs[0] / costs[1]:.1f}"]
+                    if ours
+                    else ["-"] * 4
+                )
             else:
                 row.append(f"{part['result']['epochs'][-1]['ndcg@10']:.4f}")
             table.add_row(*row)
-        Console(width=140).print(table)
+        Console(width=150).print(table)
 
 
 def main() -> None:
@@ -212,6 +222,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="epochs of each library; default 3, or at most 300 with --to-best")
     parser.add_argument("--to-best", action="store_true", help="train until validation NDCG@10 stops rising")
     parser.add_argument("--patience", type=int, default=10, help="epochs without a better value, with --to-best")
+    parser.add_argument("--max-cpu-seconds", type=float, default=float("inf"), help="of training for one library")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="keep the finished parts of the record, do the others")

@@ -96,6 +96,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--patience", type=int, default=0, help="epochs without a better value before stopping; 0: never"
     )
+    parser.add_argument("--max-cpu-seconds", type=float, default=float("inf"), help="of training, then it stops")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-length", type=int, default=200)
@@ -148,7 +149,14 @@ class Progress:
             flush=True,
         )
         self.mark = time.process_time()
-        return self.args.patience > 0 and len(self.epochs) - self.best_epoch >= self.args.patience
+        return self.out_of_time or (
+            self.args.patience > 0 and len(self.epochs) - self.best_epoch >= self.args.patience
+        )
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether training has cost what it may."""
+        return sum(epoch["train_cpu_s"] for epoch in self.epochs) >= self.args.max_cpu_seconds
 
     @property
     def best_epoch(self) -> int:
@@ -166,6 +174,7 @@ class Progress:
             "prepare_cpu_s": self.prepare_cpu_s,
             "epochs": self.epochs,
             "best_epoch": self.best_epoch,
+            "stopped_by_limit": self.out_of_time,
             # Linux counts in KiB, macOS in bytes.
             "peak_rss_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             * (1 if sys.platform == "darwin" else 1024)
