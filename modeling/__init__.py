@@ -14,6 +14,7 @@ from .item_encoder import ItemEncoder
 from .itemitem import ItemItemConfig, ItemItemForSequentialRecommendation
 from .lightsans import LightSANsConfig, LightSANsForSequentialRecommendation, LightSANsModel
 from .llm_processing import LLMSequentialRecommendationProcessor
+from .llm_ranker import LLMRankerConfig, LLMRankerForSequentialRecommendation
 from .llm_srec import LLMSRecConfig, LLMSRecForSequentialRecommendation
 from .llmseqsim import LLMSeqSimConfig, LLMSeqSimForSequentialRecommendation
 from .losses import (
@@ -56,6 +57,8 @@ __all__ = [
     "ItemEncoder",
     "ItemItemConfig",
     "ItemItemForSequentialRecommendation",
+    "LLMRankerConfig",
+    "LLMRankerForSequentialRecommendation",
     "LLMSRecConfig",
     "LLMSRecForSequentialRecommendation",
     "LLMSeqSimConfig",

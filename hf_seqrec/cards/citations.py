@@ -120,6 +120,17 @@ METHODS: dict[str, Method] = {
   year = {2024}
 }""",
     ),
+    "hf_seqrec_llm_ranker": Method(
+        "LLMRanker",
+        "a language model ranks by its own head what a recommender retrieved, as LlamaRec does",
+        "https://arxiv.org/abs/2311.02089",
+        """@article{yue2023llamarec,
+  title = {LlamaRec: Two-Stage Recommendation using Large Language Models for Ranking},
+  author = {Yue, Zhenrui and Rabhi, Sara and Moreira, Gabriel de Souza Pereira and Wang, Dong and Oldridge, Even},
+  journal = {arXiv preprint arXiv:2311.02089},
+  year = {2023}
+}""",
+    ),
     "hf_seqrec_llm_srec": Method(
         "LLM-SRec",
         "a frozen language model that learned a sequential recommender's knowledge of order",
