@@ -16,6 +16,7 @@ from transformers import (
     MistralForCausalLM,
 )
 
+from hf_seqrec.modeling import verbalizers
 from hf_seqrec.modeling.candidate_prompts import (
     compile_candidate_template,
     distinct_titles,
@@ -140,6 +141,16 @@ def test_gradients_are_those_of_the_pairs(setting):
 
     for ours, wanted in zip(gradients(lambda soft: here.scores(soft=soft)), gradients(here.reference), strict=True):
         torch.testing.assert_close(ours, wanted, atol=1e-4, rtol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("most", [1, 9, 20])
+def test_answers_that_do_not_stand_side_by_side_in_one_row_score_alike(most, llm_folders, tokenizers, monkeypatch):
+    here = Setting(load_language_model(llm_folders["llama"]), tokenizers["llama"], num_soft=3)
+    assert here.verbalizer()._packs
+    monkeypatch.setattr(verbalizers, "_PACK", most)
+    torch.testing.assert_close(here.scores(), here.reference(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(here.scores(token_budget=30), here.reference(), atol=1e-4, rtol=0)
 
 
 @torch.no_grad()
