@@ -27,7 +27,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers.utils import cached_file, logging
 
-from .base import register
+from .base import SequentialRecommender, register
 from .candidate_prompts import CandidateProgram, CandidateTemplate
 from .llm import SlotVectors, add_lora
 from .llm_ranker import LLMRankerConfig, LLMRankerForSequentialRecommendation, LLMRankerOutput
@@ -247,6 +247,7 @@ class DELRecForSequentialRecommendation(LLMRankerForSequentialRecommendation):
     """
 
     config: DELRecConfig
+    soft_prompt: Any  # an nn.Embedding, or None
 
     def __init__(self, config: DELRecConfig, llm: PreTrainedModel | None = None, teacher=None):
         if config.task_prompts is None:
@@ -256,9 +257,8 @@ class DELRecForSequentialRecommendation(LLMRankerForSequentialRecommendation):
         self.programs["lsr"] = self.program
 
     @classmethod
-    def make_template(cls, config: LLMRankerConfig, task: str = "lsr", llm_kind: str = "decoder") -> CandidateTemplate:
+    def make_template(cls, config: Any, task: str = "lsr", llm_kind: str = "decoder") -> CandidateTemplate:
         """The wording of one of the three prompts."""
-        assert isinstance(config, DELRecConfig)
         model_type = (config.teacher_config or {}).get("model_type", "")
         template = make_delrec_template(
             task,
@@ -272,9 +272,8 @@ class DELRecForSequentialRecommendation(LLMRankerForSequentialRecommendation):
         return replace(template, candidate=" {label}: {title}") if config.task == "index" else template
 
     @classmethod
-    def compile_prompts(cls, config: LLMRankerConfig, tokenizer, kind: str, max_tokens: int) -> dict[str, Any]:
+    def compile_prompts(cls, config: Any, tokenizer, kind: str, max_tokens: int) -> dict[str, Any]:
         """The three prompts; see the base class."""
-        assert isinstance(config, DELRecConfig)
         num_soft = config.num_soft_tokens if config.pattern == "soft" else 0
         programs = {
             task: cls.compile(
@@ -290,7 +289,12 @@ class DELRecForSequentialRecommendation(LLMRankerForSequentialRecommendation):
 
     @classmethod
     def from_parts(
-        cls, llm: str | os.PathLike, teacher, catalogue, *args, llm_revision: str | None = None, **options
+        cls,
+        llm: str | os.PathLike,
+        teacher: str | os.PathLike | SequentialRecommender,
+        catalogue,
+        data_fingerprint: str | None = None,
+        **options,
     ) -> tuple["DELRecForSequentialRecommendation", SequentialRecommendationProcessor]:
         """A new model around an LLM and a teacher, with fresh soft prompts, and the processor that travels with it.
 
@@ -298,9 +302,8 @@ class DELRecForSequentialRecommendation(LLMRankerForSequentialRecommendation):
             llm: Hub id or folder of the LLM.
             teacher: Hub id or folder of a trained backbone, or the backbone itself.
             catalogue: Has `.item_ids` and `.titles`, such as `hf_seqrec.data.Catalogue`.
-            args: As in the base class.
-            llm_revision: Commit, tag or branch of the LLM; the commit is what is stored.
-            options: `data_fingerprint`, `teacher_revision`, `max_prompt_tokens`, and fields of [`DELRecConfig`].
+            data_fingerprint: Fingerprint of the data set; a teacher trained on another one is refused.
+            options: `llm_revision`, `teacher_revision`, `max_prompt_tokens` as in the base class, and fields of [`DELRecConfig`].
 
         Returns:
             The model and its processor.
@@ -309,7 +312,7 @@ class DELRecForSequentialRecommendation(LLMRankerForSequentialRecommendation):
             TypeError: A teacher without vectors, or an unknown option. ValueError: a teacher of another catalogue or data set, an LLM
                 without a head, switches that contradict each other, or prompts that exceed the LLM's context.
         """
-        model, processor = super().from_parts(llm, teacher, catalogue, *args, llm_revision=llm_revision, **options)
+        model, processor = super().from_parts(llm, teacher, catalogue, data_fingerprint, **options)
         if model.soft_prompt is not None:
             model.init_soft_prompts(AutoTokenizer.from_pretrained(str(llm), revision=model.config.llm_revision))
         return model, processor
@@ -393,7 +396,7 @@ class DELRecForSequentialRecommendation(LLMRankerForSequentialRecommendation):
             table.normal_()
             return
         if self.config.soft_init == "text":
-            tokens = _tokenize([self.config.soft_text], tokenizer)[0]
+            tokens = _tokenize([str(self.config.soft_text)], tokenizer)[0]
             rows = torch.tensor([tokens[number % len(tokens)] for number in range(k)])
         else:
             rows = torch.randperm(min(len(tokenizer), len(words)))[:k]
