@@ -24,7 +24,7 @@ import numpy as np
 import torch
 import transformers
 import yaml
-from backbones import HERE, data_folder, settings
+from backbones import HERE, data_folder, settings, tune
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -102,7 +102,10 @@ def train_teacher(study, dataset, method, data, split, validation, seed, folder:
         notes = yaml.safe_load((done / "notes.yaml").read_text())
         return SASRecForSequentialRecommendation.from_pretrained(done), notes
     backbones = yaml.safe_load((HERE / "backbones.yaml").read_text())
-    model_settings, training = settings(backbones, dataset, "sasrec")
+    chosen = (
+        tune(backbones, dataset, "sasrec", data, split, lambda: True) or []
+    )  # what the study of backbones found, if it ran
+    model_settings, training = settings(backbones, dataset, "sasrec", *chosen)
     training = training | (study["methods"][method].get("training") or {})
     training |= study["reduced"]["teacher_training"] if reduced else {}
     transformers.set_seed(seed)
