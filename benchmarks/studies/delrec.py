@@ -292,7 +292,7 @@ def main() -> None:
         "--datasets", nargs="+", default=list(settings["datasets"]), choices=list(settings["datasets"])
     )
     parser.add_argument("--methods", nargs="+", default=list(settings["methods"]), choices=list(settings["methods"]))
-    parser.add_argument("--llms", nargs="+", default=["stories260k"], choices=list(settings["llms"]))
+    parser.add_argument("--llms", nargs="+", default=["minilm"], choices=list(settings["llms"]))
     parser.add_argument("--seeds", nargs="+", type=int, help="default: 0 1 2; with --reduced 0")
     parser.add_argument("--reduced", action="store_true", help="fewer users and steps, said so in the records")
     parser.add_argument(
