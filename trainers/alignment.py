@@ -101,7 +101,7 @@ class AlignmentConfig(GRPOConfig):
     num_generations: int | None = 1
     beta: float = 0.1
     gradient_checkpointing: bool = False
-    report_to: str | list[str] | None = "none"
+    report_to: None | str | list[str] = "none"  # noqa: RUF036 (the parser of transformers needs this order)
     logging_nan_inf_filter: bool = False
     dataloader_pin_memory: bool = torch.cuda.is_available()
 

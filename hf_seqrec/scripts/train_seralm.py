@@ -104,7 +104,7 @@ def main(script_args: SeRALMScriptArguments, training_args: Any, model_args: Any
         ValueError: If the parts do not belong together; nothing was written then.
     """
     from transformers import AutoTokenizer, PrinterCallback
-    from trl import get_kbit_device_map, get_peft_config, get_quantization_config
+    from trl import get_peft_config, get_quantization_config
 
     from hf_seqrec.knowledge import Sampling, clean_text, load_knowledge
     from hf_seqrec.modeling import SeRALMForSequentialRecommendation
@@ -138,7 +138,6 @@ def main(script_args: SeRALMScriptArguments, training_args: Any, model_args: Any
     quantization = get_quantization_config(model_args)
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision, "dtype": model_args.dtype, "attn_implementation": model_args.attn_implementation,
-        **({"device_map": get_kbit_device_map()} if quantization is not None else {}),
     }  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(
         model_args.model_name_or_path, revision=model_args.model_revision, padding_side="left"
