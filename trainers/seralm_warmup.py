@@ -159,6 +159,11 @@ class KnowledgeWarmupTrainer(NextItemTrainer):
         super()._load_best_model()
         self._load_text_encoder(self.state.best_model_checkpoint)
 
+    def _issue_warnings_after_load(self, load_result):
+        # The encoder's weights are not missing, they come from their own folder.
+        missing = [name for name in load_result.missing_keys if not name.startswith(f"{TEXT_ENCODER}.")]
+        super()._issue_warnings_after_load(type(load_result)(missing, load_result.unexpected_keys))
+
     def _load_text_encoder(self, folder) -> None:
         """The encoder lies in a folder of its own, so that serving need not read it."""
         if self.tokens is not None:

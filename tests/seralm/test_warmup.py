@@ -1,5 +1,7 @@
 """SeRALM before alignment: frozen vectors are plain next-item training, a trained encoder learns, stops and resumes whole."""
 
+import logging
+
 import numpy as np
 import pytest
 import torch
@@ -130,8 +132,14 @@ def test_stored_vectors_are_those_of_the_weights_at_every_evaluation_and_in_ever
     torch.testing.assert_close(stored.knowledge[1:], stored.encode_all(stored.tokenize(TEXTS)), atol=1e-5, rtol=1e-4)
 
 
-def test_the_best_checkpoint_comes_back_with_its_encoder(text_encoder, split, tmp_path):
-    trainer = trained(tmp_path, text_encoder, split, num_train_epochs=4, save_total_limit=None)
+def test_the_best_checkpoint_comes_back_with_its_encoder(text_encoder, split, tmp_path, caplog):
+    logger = logging.getLogger("transformers.trainer")
+    logger.addHandler(caplog.handler)
+    try:
+        trainer = trained(tmp_path, text_encoder, split, num_train_epochs=4, save_total_limit=None)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "missing keys" not in caplog.text
     best = trainer.state.best_model_checkpoint
     weights = load_file(f"{best}/text_encoder/model.safetensors")
     torch.testing.assert_close(dict(trainer.model.text_encoder.state_dict()), weights)
