@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput
 
 from hf_seqrec.data.splits import EvaluationSet
@@ -99,15 +101,21 @@ class SeqRecTrainer(Trainer):
             )
         return args
 
-    def train(self, *args, **kwargs):
-        """See `Trainer.train`."""
+    def train(self, resume_from_checkpoint=None, *args, **kwargs):
+        """See `Trainer.train`; True resumes from the last checkpoint that is whole, a kill may have cut a later one.
+
+        Raises:
+            ValueError: True, and no checkpoint is whole.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
         processor = self.processing_class
         if processor is None or hasattr(processor, "tokenizer"):
-            return super().train(*args, **kwargs)
+            return super().train(resume_from_checkpoint, *args, **kwargs)
         # `Trainer` takes the special tokens of every processor's tokenizer over into the model; ours has neither.
         processor.tokenizer = SimpleNamespace(eos_token_id=None, bos_token_id=None, pad_token_id=None)
         try:
-            return super().train(*args, **kwargs)
+            return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             del processor.tokenizer
 
@@ -207,3 +215,19 @@ class SeqRecTrainer(Trainer):
             token=token or self.args.hub_token,
             **kwargs,
         )
+
+
+def last_whole_checkpoint(output_dir: str | os.PathLike) -> str:
+    """The last checkpoint in a folder whose writing ended; the trainer's state is the last file of one.
+
+    Raises:
+        ValueError: There is none.
+    """
+    found = Path(output_dir).glob("checkpoint-[0-9]*")
+    for folder in sorted(found, key=lambda folder: int(folder.name.rpartition("-")[2]), reverse=True):
+        try:
+            TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
+            return str(folder)
+        except (OSError, ValueError):
+            continue
+    raise ValueError(f"{output_dir} holds no whole checkpoint to resume from: start anew.")

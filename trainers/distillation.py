@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
 
 from hf_seqrec.data import Sequences
 from hf_seqrec.modeling.distillation import DISTILLATIONS, DistillationObjective
@@ -188,16 +184,6 @@ class DistillationTrainer(SeqRecTrainer):
             seed=args.data_seed if args.data_seed is not None else args.seed,
         )
 
-    def train(self, resume_from_checkpoint=None, *args, **kwargs):
-        """See `Trainer.train`; True resumes from the last checkpoint that is whole, a kill may have cut a later one.
-
-        Raises:
-            ValueError: True, and no checkpoint is whole.
-        """
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
-
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """L_Retrieval + L_Distill + L_Uniform; each term is also logged."""
         inputs = {**inputs, "objective": self.objective}
@@ -231,19 +217,3 @@ class DistillationTrainer(SeqRecTrainer):
             optimizer or self.optimizer, lambda step: factor ** int(step / max(every, 1))
         )
         return self.lr_scheduler
-
-
-def last_whole_checkpoint(output_dir: str | os.PathLike) -> str:
-    """The last checkpoint in a folder whose writing ended; the trainer's state is the last file of one.
-
-    Raises:
-        ValueError: There is none.
-    """
-    found = Path(output_dir).glob("checkpoint-[0-9]*")
-    for folder in sorted(found, key=lambda folder: int(folder.name.rpartition("-")[2]), reverse=True):
-        try:
-            TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
-            return str(folder)
-        except (OSError, ValueError):
-            continue
-    raise ValueError(f"{output_dir} holds no whole checkpoint to resume from: start anew.")

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 
 from hf_seqrec.data import leave_one_out
 from hf_seqrec.modeling.llm_srec import LLMSRecForSequentialRecommendation
-from hf_seqrec.trainers.distillation import DistillationTrainer, DistillationTrainingArguments, last_whole_checkpoint
+from hf_seqrec.trainers.base import last_whole_checkpoint
+from hf_seqrec.trainers.distillation import DistillationTrainer, DistillationTrainingArguments
 
 
 SCRIPT = Path(__file__).with_name("run_small_llm.py")
