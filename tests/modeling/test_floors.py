@@ -106,7 +106,8 @@ def test_fitting_a_floor_leaves_the_training_data_as_they_were():
     before = items.copy(), offsets.copy()
     for model_class in (PopularityForSequentialRecommendation, ItemItemForSequentialRecommendation):
         model_class.fit(SimpleNamespace(item_index=items, offsets=offsets), num_items=3)
-    assert (items == before[0]).all() and (offsets == before[1]).all()
+    assert (items == before[0]).all()
+    assert (offsets == before[1]).all()
 
 
 def test_itemitem_counts_a_repeated_item_once_per_user():
