@@ -98,7 +98,7 @@ class AlignmentConfig(GRPOConfig):
     activations, bfloat16 only where there is a GPU, `report_to="none"`.
     """
 
-    num_generations: int | None = 1
+    num_generations: int = 1  # type: ignore[assignment]
     beta: float = 0.1
     gradient_checkpointing: bool = False
     report_to: None | str | list[str] = "none"  # noqa: RUF036 (the parser of transformers needs this order)
@@ -136,6 +136,8 @@ class AlignmentConfig(GRPOConfig):
     ranking_batch_size: int | None = field(default=None, metadata={"help": "Users scored at once in evaluation."})
 
     def __post_init__(self):
+        self.bf16: bool | None
+        self.generation_batch_size: int  # type: ignore[assignment]
         for name, allowed in {
             "credit": CREDIT, "generation_mode": MODES, "reward": ("ratio", "log_ratio"), "kl_estimator": ("reward", "k3"),
             "baseline": ("none", "cached", "leave_one_out"), "token_reduction": ("sum", "mean"), "importance": ("text", "token", "none"),
@@ -167,7 +169,7 @@ class AlignmentConfig(GRPOConfig):
         if self.generation_batch_size is not None and self.steps_per_generation is None:
             self.generation_batch_size *= 2
         elif self.generation_batch_size is not None:  # both are set in arguments that were saved and read again
-            self.generation_batch_size = None
+            self.generation_batch_size = None  # type: ignore[assignment]
         super().__post_init__()
         self.num_generations = texts
         self.per_device_train_batch_size //= 2
@@ -194,7 +196,7 @@ class _Part(NamedTuple):
     @property
     def counts(self) -> np.ndarray:
         """(texts,) whether a text is of any row."""
-        return self.member.any(0)
+        return np.logical_or.reduce(self.member)
 
 
 class _Round(NamedTuple):
@@ -313,7 +315,7 @@ class AlignmentTrainer(GRPOTrainer):
             train_dataset, recommender.config.max_length, "prefix", prefixes_per_sequence=args.prefixes_per_sequence or None,
             seed=args.seed,
         )  # fmt: skip
-        self.rows_per_round = args.generation_batch_size
+        self.rows_per_round = int(args.generation_batch_size)
         if len(self.rows) < self.rows_per_round:
             raise ValueError(
                 f"{len(self.rows)} training rows are fewer than the {self.rows_per_round} sequences of one round of generation: lower "
@@ -433,15 +435,18 @@ class AlignmentTrainer(GRPOTrainer):
 
     def _make_writer(self) -> CopyWriter | VllmWriter:
         args = self.args
+
+        def prepare(twin: Any) -> None:
+            base = twin.get_base_model() if is_peft_model(twin) else twin
+            add_fused_lm_head(base, self.temperature, args.cast_lm_head_to_fp32)
+
         if self.use_vllm:
             return VllmWriter(self.vllm_generation, self.num_generations)
         writer = CopyWriter(
             self.accelerator.unwrap_model(self.model),
             self.generation_config,
             lambda model, ids, mask, length: self._get_per_token_logps_and_entropies(model, ids, mask, length)[0],
-            lambda twin: add_fused_lm_head(
-                twin.get_base_model() if is_peft_model(twin) else twin, self.temperature, args.cast_lm_head_to_fp32
-            ),
+            prepare,
             self._tokenizer.pad_token_id,
             args.generation_batch_size * self.num_generations,  # a round at once, as TRL does
             self.accelerator.autocast,
@@ -842,7 +847,7 @@ class AlignmentTrainer(GRPOTrainer):
         self.model.eval()  # TRL's log would mix the metrics of training in
         self.log(metrics)
         self.model.train(training)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _save(self, output_dir=None, state_dict=None) -> None:

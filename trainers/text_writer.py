@@ -103,7 +103,8 @@ class CopyWriter:
         batch_size: int,
         autocast: Callable[[], Any] = nullcontext,
     ):
-        self.live, self.copy = model, copy_of(model)
+        self.live = model
+        self.copy: Any = copy_of(model)
         prepare(self.copy)
         self.log_probs, self.autocast = log_probs, autocast
         self.pad_token_id, self.batch_size = pad_token_id, batch_size
@@ -227,7 +228,8 @@ class Worker:
             if self.stream is None:
                 return self.writer.write(prompt_ids, seed)
             with torch.cuda.stream(self.stream):
-                self.stream.wait_event(ready)
+                if ready is not None:
+                    self.stream.wait_event(ready)
                 return self.writer.write(prompt_ids, seed)  # ends with copies to the CPU, so the stream is done
 
         return self.pool.submit(work)

@@ -62,7 +62,8 @@ class Place:
         self.cache = args.work / kind / dataset / "texts"
         backbones = yaml.safe_load((HERE / "backbones.yaml").read_text())
         self.model_settings, self.training = settings(backbones, dataset, backbone)
-        self.training = self.training | small.get("training", {})
+        # A fused step does not count as a write of a weight, by which a recommender knows that its fused table is old.
+        self.training = self.training | {"optim": "adamw_torch"} | small.get("training", {})
         self.alignment = {**load_preset("seralm").training, **study["alignment"], **small.get("alignment", {})}
         said = {**study["generation"], **small.get("generation", {})}
         self.prompt = KnowledgePrompt(said.pop("template"), said.pop("metadata"), study["datasets"][dataset]["domain"])

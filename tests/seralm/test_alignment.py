@@ -221,6 +221,14 @@ def test_the_recommender_learns_the_next_item_from_the_texts_that_were_written(f
     assert losses[-1] < 0.5 * losses[0]
 
 
+def test_rewards_are_of_the_present_recommender_with_a_fused_optimizer_too(folder):
+    trainer = make(folder, train_llm=False, max_steps=3, recommender_learning_rate=0.05, optim="adamw_torch_fused")
+    trainer.train()
+    recommender = trainer.recommender
+    with torch.no_grad():
+        torch.testing.assert_close(recommender.item_representations(), recommender.model.item_encoder())
+
+
 @pytest.mark.parametrize("credit", ["single_item", "batch_pool", "literal"])
 def test_every_credit_writes_about_items_of_its_sequences_and_earns_their_rewards(folder, credit):
     trainer = make(folder, credit=credit, rows=4, num_generations=2, target_probability=None)
