@@ -16,17 +16,21 @@ _MODULE_OF = {
         "temporal_ratio user_ratio write_dataset",
         "hf_seqrec.data.demo": "build_demo_world",
         "hf_seqrec.evaluation": "EvaluationRecord Protocol RankingEvaluator compare_records",
-        "hf_seqrec.modeling": "BERT4RecConfig BERT4RecForSequentialRecommendation CaserConfig "
-        "CaserForSequentialRecommendation E4SRecConfig E4SRecForSequentialRecommendation FMLPRecConfig FMLPRecForSequentialRecommendation GRU4RecConfig "
-        "GRU4RecForSequentialRecommendation ItemItemConfig ItemItemForSequentialRecommendation LLMSRecConfig "
-        "LLMSRecForSequentialRecommendation LLMSeqSimConfig LLMSeqSimForSequentialRecommendation LLMSequentialRecommendationProcessor LightSANsConfig "
-        "LightSANsForSequentialRecommendation NextItNetConfig NextItNetForSequentialRecommendation P2RecConfig P2RecModel PopularityConfig "
-        "PopularityForSequentialRecommendation SASRecConfig SASRecForSequentialRecommendation SeRALMConfig SeRALMForSequentialRecommendation",
+        "hf_seqrec.modeling": "BERT4RecConfig BERT4RecForSequentialRecommendation CaserConfig CaserForSequentialRecommendation "
+        "DELRecConfig DELRecForSequentialRecommendation E4SRecConfig E4SRecForSequentialRecommendation FMLPRecConfig "
+        "FMLPRecForSequentialRecommendation GRU4RecConfig GRU4RecForSequentialRecommendation ItemItemConfig "
+        "ItemItemForSequentialRecommendation LLMRankerConfig LLMRankerForSequentialRecommendation LLMSRecConfig "
+        "LLMSRecForSequentialRecommendation LLMSeqSimConfig LLMSeqSimForSequentialRecommendation "
+        "LLMSequentialRecommendationProcessor LightSANsConfig LightSANsForSequentialRecommendation NextItNetConfig "
+        "NextItNetForSequentialRecommendation P2RecConfig P2RecModel PopularityConfig PopularityForSequentialRecommendation "
+        "SASRecConfig SASRecForSequentialRecommendation SeRALMConfig SeRALMForSequentialRecommendation",
         "hf_seqrec.knowledge": "generate_knowledge load_knowledge",
         "hf_seqrec.modeling.processing": "SequentialRecommendationProcessor",
         "hf_seqrec.pipelines": "SequentialRecommendationPipeline pipeline",
         "hf_seqrec.presets": "load_preset",
-        "hf_seqrec.trainers": "DistillationTrainer DistillationTrainingArguments NextItemTrainer NextItemTrainingArguments PreferenceTrainer PreferenceTrainingArguments SeqRecTrainer SeqRecTrainingArguments",
+        "hf_seqrec.trainers": "AlignmentConfig AlignmentTrainer DistillationTrainer DistillationTrainingArguments NextItemTrainer "
+        "NextItemTrainingArguments PreferenceTrainer PreferenceTrainingArguments PromptTuningTrainer PromptTuningTrainingArguments "
+        "SeqRecTrainer SeqRecTrainingArguments SoftPromptTrainer SoftPromptTrainingArguments",
     }.items()
     for name in names.split()
 }
