@@ -3,8 +3,8 @@
 First every backbone of a data set named under `tuning` is tuned with the same budget: the stages of `backbones.yaml` one after the
 other, each keeping the alternative with the best masked validation NDCG@10 of seed 0; test is not looked at. The trials and the
 choice are records too. Then every (data set, backbone, seed) is one run: trained with the settings, selected on masked validation
-NDCG@10, evaluated once on test under both seen-item rules, written as two records. A finished trial or run is skipped, so the
-command can be stopped and started again; it uses a GPU when there is one.
+NDCG@10, evaluated once on test under both seen-item rules, written as two records. A finished trial, or run with these settings, is
+skipped, so the command can be stopped and started again; it uses a GPU when there is one.
 
     python benchmarks/studies/backbones.py                                   # everything that is missing
     python benchmarks/studies/backbones.py --datasets ml-100k --backbones sasrec gru4rec --seeds 0
@@ -118,6 +118,11 @@ def tune(study: dict, dataset: str, backbone: str, data, split, time_is_up) -> l
     return chosen
 
 
+def made_with(path: Path, wanted: dict) -> bool:
+    """Whether there is a record, of a run with these settings."""
+    return path.exists() and wanted.items() <= json.loads(path.read_text())["notes"].items()
+
+
 def main() -> None:
     """Run what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -145,7 +150,11 @@ def main() -> None:
             for seed in args.seeds[:1] if backbone in ("popularity", "itemitem") else args.seeds:
                 stem = args.records / dataset / f"{backbone}-{seed}"
                 paths = {rule: stem.with_name(f"{stem.name}-{rule}.json") for rule in ("masked", "unmasked")}
-                if all(path.exists() for path in paths.values()) or time.monotonic() - begun > args.time_limit:
+                wanted = {"model": model_settings, "training": training}
+                if (
+                    all(made_with(path, wanted) for path in paths.values())
+                    or time.monotonic() - begun > args.time_limit
+                ):
                     continue
                 model, notes = train(backbone, data, split, seed, model_settings, training)
                 for rule, path in paths.items():
