@@ -238,7 +238,7 @@ def _part_two(args: argparse.Namespace, folder: Path, world: _World, llm: str) -
         )
         weights = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
         print(
-            f"The language model {Path(llm).name if Path(llm).is_dir() else llm} and SASRec stay as they are "
+            f"The language model {'MiniLM' if llm == packaged_llm() else llm} and SASRec stay as they are "
             f"({sum(size for size, trained in weights if not trained):,} weights); "
             f"{sum(size for size, trained in weights if trained):,} weights around them are trained. It reads SASRec's vector of a viewer and the titles of the last "
             f"{model.program.history_length} films, each with SASRec's vector, and learns to give the viewer a vector like SASRec's."
