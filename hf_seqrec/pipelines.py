@@ -213,8 +213,10 @@ class SequentialRecommendationPipeline(Pipeline):
         """The model's `item_table` argument, fused once per weight version; nothing for models that have no such table."""
         if not getattr(self.model, "is_dot_product", False):
             return {}
+        # Norms as well, because fused optimizers write without raising the counters.
+        norms = torch.stack(torch._foreach_norm([weight.detach() for weight in self.model.parameters()])).tolist()
         tensors = chain(self.model.parameters(), self.model.buffers())
-        version = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
+        version = norms, [(tensor.data_ptr(), tensor._version) for tensor in tensors]
         if self._cached_table is None or self._cached_table[0] != version:
             self._cached_table = version, self.model.item_representations()
         return {"item_table": self._cached_table[1]}

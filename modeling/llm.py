@@ -340,6 +340,15 @@ class PromptEncoder(nn.Module):
         return None
 
 
+def weight_versions(tensors: list[torch.Tensor]) -> tuple:
+    """What changes whenever one of the tensors does: place, write counter and norm of each.
+
+    The counters see every write through autograd's eyes, the norms those that go around it (`.data`, fused and sharded optimizers).
+    """
+    norms = torch.stack(torch._foreach_norm([tensor.detach() for tensor in tensors])).tolist()
+    return tuple((tensor.data_ptr(), tensor._version, norm) for tensor, norm in zip(tensors, norms, strict=True))
+
+
 def pad(prompts: list[np.ndarray], device) -> tuple[torch.Tensor, torch.Tensor]:
     """Right-pad: (rows, longest) ids and mask. Padding is masked, so the LLM needs no pad token and no padding side."""
     ids = np.zeros((len(prompts), max(map(len, prompts))), dtype=np.int64)

@@ -28,7 +28,15 @@ from transformers.activations import ACT2FN
 
 from .base import IGNORE_INDEX, NextItemOutput, SequentialRecommender, SequentialRecommenderConfig, register
 from .distillation import DistillationObjective
-from .llm import LLMRecommender, PromptEncoder, SlotVectors, config_as_dict, load_llm, resolve_revision
+from .llm import (
+    LLMRecommender,
+    PromptEncoder,
+    SlotVectors,
+    config_as_dict,
+    load_llm,
+    resolve_revision,
+    weight_versions,
+)
 from .llm_processing import LLMSequentialRecommendationProcessor
 from .prompting import PromptProgram, Slot
 from .teacher import build_teacher, check_teacher, freeze_teacher, load_teacher, teacher_fingerprint
@@ -413,7 +421,7 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
 
     def _items_of_teacher(self) -> torch.Tensor:
         """(teacher's items + 1, width), computed once per state of its weights."""
-        key = _versions(list(self.teacher.parameters()))
+        key = weight_versions(list(self.teacher.parameters()))
         if self._teacher_table is None or self._teacher_table[0] != key:
             with torch.inference_mode(False), torch.no_grad():
                 self._teacher_table = key, self.teacher.item_representations().detach().float()
@@ -461,7 +469,7 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
         """Differs whenever an item or a history would be encoded differently."""
         trained = [parameter for name, parameter in self.named_parameters() if self.is_own(name)]
         trained += [self.item_latents] if self.config.item_vectors == "aligned" else []
-        return _versions(trained), self.config.num_items, self.title_tokens.data_ptr(), self.training
+        return weight_versions(trained), self.config.num_items, self.title_tokens.data_ptr(), self.training
 
     # Users ---------------------------------------------------------------------------------------------------------------
 
@@ -657,15 +665,6 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
             return torch.cat([torch.full_like(scores[:, :1], -torch.inf), scores[:, 1:]], dim=1)
         scores = torch.einsum("bd,bcd->bc", users, table[candidates])
         return scores.masked_fill(candidates == 0, -torch.inf)
-
-
-def _versions(tensors: list[torch.Tensor]) -> tuple:
-    """What changes whenever one of the tensors does: place, write counter and norm of each.
-
-    The counters see every write through autograd's eyes, the norms those that go around it (`.data`, sharded optimizers).
-    """
-    norms = torch.stack(torch._foreach_norm([tensor.detach() for tensor in tensors])).tolist()
-    return tuple((tensor.data_ptr(), tensor._version, norm) for tensor, norm in zip(tensors, norms, strict=True))
 
 
 register(LLMSRecConfig, LLMSRecForSequentialRecommendation)

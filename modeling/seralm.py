@@ -530,6 +530,11 @@ class SeRALMForSequentialRecommendation(SequencePreTrainedModel):
         """The ID table."""
         return self.backbone.get_input_embeddings()
 
+    def train(self, mode: bool = True):
+        """See `torch.nn.Module.train`; training will change what the kept item table was made of."""
+        self._table = None
+        return super().train(mode)
+
     def item_representations(self, knowledge: Knowledge | None = None) -> torch.Tensor:
         """The fused table that feeds input and scores.
 
@@ -552,6 +557,7 @@ class SeRALMForSequentialRecommendation(SequencePreTrainedModel):
         modules = filter(None, encoder._modules.values())
         tensors: list[Any] = [p for module in modules for p in module._parameters.values() if p is not None]
         tensors += encoder._buffers.values()
+        # Fused optimizers do not count what they write: `train` forgets the table, for there is no training without it.
         key = [(tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version) for tensor in tensors]
         if self._table is None or self._table[0] != key or any(version < 0 for _, version in key):
             # The table outlives this call, so it must be an ordinary tensor also where an evaluator is in inference mode.

@@ -33,7 +33,16 @@ from transformers.modeling_outputs import (
 from transformers.utils import logging
 
 from .candidate_prompts import Answer
-from .llm import _ACCESS_KEYS, PromptEncoder, SlotVectors, _quantization_config, llm_kind, pad, without_dropout
+from .llm import (
+    _ACCESS_KEYS,
+    PromptEncoder,
+    SlotVectors,
+    _quantization_config,
+    llm_kind,
+    pad,
+    weight_versions,
+    without_dropout,
+)
 from .prompting import Slot
 
 
@@ -455,9 +464,10 @@ class Verbalizer(PromptEncoder):
     @property
     def _weights(self) -> tuple:
         """Changes whenever a weight of the LLM is written or moved."""
-        return tuple(
-            (weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in self.llm.parameters()
-        )
+        frozen = (weight for weight in self.llm.parameters() if not weight.requires_grad)
+        trained = [weight for weight in self.llm.parameters() if weight.requires_grad]
+        counted = tuple((weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in frozen)
+        return counted + (weight_versions(trained) if trained else ())
 
     # Answers -------------------------------------------------------------------------------------------------------------
 

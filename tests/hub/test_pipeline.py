@@ -166,6 +166,19 @@ def test_item_table_is_computed_once_per_weight_version(fused, monkeypatch):
     assert len(calls) == 1
 
 
+def test_weights_written_by_a_fused_optimizer_are_noticed(fused):
+    first = fused({"history": HISTORY})
+    weight = fused.model.model.item_encoder.id_embedding.weight
+    optimizer = torch.optim.AdamW([weight], lr=1.0, fused=True)
+    weight.grad = torch.randn_like(weight)
+    before = weight._version
+    optimizer.step()
+    assert weight._version == before
+    expected = expected_order(fused.model, fused.processor, HISTORY, exclude=True)
+    assert [row["item_id"] for row in fused({"history": HISTORY}, top_k=20)] == [item_id for item_id, _ in expected]
+    assert fused({"history": HISTORY}) != first
+
+
 def test_model_keeps_its_own_item_table_after_a_call(fused):
     fused({"history": HISTORY})
     assert "item_representations" not in vars(fused.model)

@@ -146,6 +146,20 @@ def test_a_kept_table_is_made_anew_when_weights_or_knowledge_change():
     assert model.item_representations().requires_grad
 
 
+def test_a_kept_table_does_not_survive_training_with_an_optimizer_that_leaves_the_counters_alone():
+    model = build().eval()
+    with torch.no_grad():
+        before = model.item_representations()
+    inputs, labels = training_batch(model.train())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    model(inputs, labels=labels).loss.backward()
+    optimizer.step()
+    with torch.no_grad():
+        after = model.eval().item_representations()
+    assert not torch.allclose(before, after)
+    torch.testing.assert_close(after, model.backbone.model.item_encoder())
+
+
 def test_an_evaluator_in_inference_mode_and_training_can_take_turns():
     model = build()
     with torch.inference_mode():
