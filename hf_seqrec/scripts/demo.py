@@ -24,7 +24,9 @@ from typing import Any
 CUTOFFS = (1, 2, 5, 10, 20, 50)
 # What differs from the preset of LLM-SRec so that part two takes minutes on two cores; chosen on the validation part (docs/LOG.md).
 PROMPTS: dict[str, Any] = {"history_length": 4, "user_vector": True}
-DISTILLATION: dict[str, Any] = {"per_device_train_batch_size": 32}
+# Negatives are the other films of a step: reading drawn ones as well would double the time.
+DISTILLATION: dict[str, Any] = {"per_device_train_batch_size": 32, "num_negatives": 0}
+WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)  # of LLM-SRec's scores beside SASRec's
 VALIDATION_VIEWERS = 500
 
 
@@ -58,7 +60,7 @@ def make_parser(
         help="Hub id or folder of the language model of part two (default: the MiniLM encoder of the extra `demo`).",
     )
     parser.add_argument(
-        "--llm-steps", "--llm_steps", type=int, default=400, help="Training steps of LLM-SRec (default: 400)."
+        "--llm-steps", "--llm_steps", type=int, default=200, help="Training steps of LLM-SRec (default: 200)."
     )
     parser.add_argument("--seed", type=int, default=0, help="Seed of world and training (default: 0).")
     return parser
@@ -236,9 +238,10 @@ def _part_two(args: argparse.Namespace, folder: Path, world: _World, llm: str) -
         model, processor = LLMSRecForSequentialRecommendation.from_parts(
             llm, world.model, data.catalogue, data.fingerprint, domain="movie", **{**preset.model, **PROMPTS}
         )
+        name = "MiniLM" if llm == packaged_llm() else Path(llm).name if Path(llm).is_dir() else llm
         weights = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
         print(
-            f"The language model {'MiniLM' if llm == packaged_llm() else llm} and SASRec stay as they are "
+            f"The language model {name} and SASRec stay as they are "
             f"({sum(size for size, trained in weights if not trained):,} weights); "
             f"{sum(size for size, trained in weights if trained):,} weights around them are trained. It reads SASRec's vector of a viewer and the titles of the last "
             f"{model.program.history_length} films, each with SASRec's vector, and learns to give the viewer a vector like SASRec's."
@@ -246,8 +249,9 @@ def _part_two(args: argparse.Namespace, folder: Path, world: _World, llm: str) -
         # Ranking all validation viewers at each evaluation would take as long as training; test is ranked in full.
         number = min(VALIDATION_VIEWERS, len(split.validation))
         chosen = np.random.default_rng(args.seed).choice(len(split.validation), number, replace=False)
+        validation = split.validation.subset(np.sort(chosen))
         trainer = _train(
-            DistillationTrainer, model, split.train, split.validation.subset(np.sort(chosen)), folder / "checkpoints", args.seed,
+            DistillationTrainer, model, split.train, validation, folder / "checkpoints", args.seed,
             {
                 **preset.training, **DISTILLATION, "max_steps": args.llm_steps, "eval_strategy": "steps", "save_strategy": "steps",
                 "logging_strategy": "steps", **dict.fromkeys(("eval_steps", "save_steps", "logging_steps"), max(1, args.llm_steps // 4)),
@@ -255,16 +259,26 @@ def _part_two(args: argparse.Namespace, folder: Path, world: _World, llm: str) -
         )  # fmt: skip
 
     with _step("7. With and without the language model, by how often the next film was watched in training"):
+        watched = np.bincount(split.train.item_index, minlength=data.catalogue.num_items + 1)
+        both = _choose_sum(world.model, model, watched, validation, trainer.protocol())
+        print(
+            f"SASRec + LLM-SRec adds up the scores of both, each brought to mean 0 and deviation 1 over the films, LLM-SRec's times "
+            f"{both.weight:g} (of {', '.join(f'{weight:g}' for weight in WEIGHTS)} the best on validation). Of a film that nobody watched "
+            "SASRec knows nothing; its part is then 0."
+        )
+        models = {"SASRec": world.model, "LLM-SRec": model, "SASRec + LLM-SRec": both}
         measured = {
             name: SequenceDiagnostics(one, data, split, cutoffs=CUTOFFS, name=name, seed=args.seed)
-            for name, one in (("SASRec", world.model), ("LLM-SRec", model))
+            for name, one in models.items()
         }
-        record = measured["LLM-SRec"].record()
-        record.save(folder / "records" / "llm-srec.json")
+        records = {name: one.record() for name, one in measured.items()}
         groups = {name: one.popularity() for name, one in measured.items()}
         for name, group in groups.items():
-            group.save(folder / "records" / "popularity" / f"{name.lower()}.json")
-        _print_gains(world.record, record, split, data.catalogue.num_items)
+            stem = name.lower().replace(" + ", "-and-")
+            group.save(folder / "records" / "popularity" / f"{stem}.json")
+            if name != "SASRec":  # part one has saved it
+                records[name].save(folder / "records" / f"{stem}.json")
+        _print_gains(list(records.values()), split, data.catalogue.num_items)
         plot_groups(list(groups.values()), "ndcg@10", folder / "plots" / "ndcg-by-popularity.png")
         print(args.output_dir / "plots" / "ndcg-by-popularity.png")
 
@@ -273,47 +287,78 @@ def _part_two(args: argparse.Namespace, folder: Path, world: _World, llm: str) -
             folder / "llm-srec",
             model,
             processor,
-            [record],
+            [records["LLM-SRec"]],
             training=trainer.args,
             base_model=None if Path(llm).is_dir() else llm,
         )
-        unseen = np.bincount(split.train.item_index, minlength=data.catalogue.num_items + 1)[split.test.target] == 0
+        unseen = watched[split.test.target] == 0
         rows = np.flatnonzero(unseen) if unseen.any() else np.arange(len(split.test))
         row = int(rows[abs(split.test.lengths[rows] - 12).argmin()])
         _recommend_to_somebody(folder / "llm-srec", model, data, split, row)
         print("Place of that film among all films: " + ", ".join(
-            f"{one.model} {one.ranks[row] + 1:,.0f}" for one in (world.record, record)
+            f"{one.model} {one.ranks[row] + 1:,.0f}" for one in records.values()
         ) + ".")  # fmt: skip
 
 
-def _print_gains(teacher: Any, student: Any, split: Any, num_items: int) -> None:
-    """A table of both records: all rows, and the groups of `seqrec diagnose --test cold`, with intervals of the paired difference."""
+def _choose_sum(teacher: Any, student: Any, watched: Any, validation: Any, protocol: Any) -> Any:
+    """The sum of the scores of both, with the weight that ranks the validation rows best."""
+    import torch
+
+    from hf_seqrec.evaluation import RankingEvaluator
+
+    class SumOfScores(torch.nn.Module):
+        """Scores of the teacher plus those of the student times `weight`, both standardised over the catalogue."""
+
+        is_dot_product = False
+
+        def __init__(self, weight: float):
+            super().__init__()
+            self.teacher, self.student, self.weight, self.config = teacher, student, weight, student.config
+            self.known = torch.from_numpy(watched[1:] > 0)
+
+        def score(self, input_ids: torch.Tensor, candidates: torch.Tensor | None = None) -> torch.Tensor:
+            first, second = (one.score(input_ids)[:, 1:].float() for one in (self.teacher, self.student))
+            known = first[:, self.known]
+            first = torch.where(self.known, (first - known.mean(1, True)) / known.std(1, keepdim=True), 0.0)
+            scores = first + self.weight * (second - second.mean(1, True)) / second.std(1, keepdim=True)
+            scores = torch.cat([scores.new_full((len(scores), 1), -torch.inf), scores], 1)
+            return scores if candidates is None else scores.gather(1, candidates)
+
+    evaluator = RankingEvaluator(validation, num_items=len(watched) - 1, protocol=protocol)
+    with torch.no_grad():
+        values = {weight: evaluator(SumOfScores(weight).eval()).metrics["ndcg@10"] for weight in WEIGHTS}
+    return SumOfScores(max(values, key=lambda weight: values[weight])).eval()
+
+
+def _print_gains(records: list[Any], split: Any, num_items: int) -> None:
+    """A table of the records: all rows and the groups of `seqrec diagnose --test cold`, with the paired difference of last and first."""
     from rich.console import Console
     from rich.table import Table
 
     from hf_seqrec.evaluation import compare_records
     from hf_seqrec.evaluation.diagnostics import ITEM_GROUPS, item_popularity_groups
 
+    first, last = records[0], records[-1]
     group = item_popularity_groups(split.train, num_items)[split.test.target]
-    table = Table(title=f"NDCG@10, {teacher.protocol.describe()}", title_justify="left")
-    for column in ("next film", "viewers", teacher.model, student.model, "difference, 95 % interval"):
+    table = Table(title=f"NDCG@10, {first.protocol.describe()}", title_justify="left")
+    for column in ("next film", "viewers", *(record.model for record in records), "last - first, 95 % interval"):
         table.add_column(column, justify="left" if column == "next film" else "right", no_wrap=True)
     relative = {}
     for name, mask in [("all", group >= 0), *((name, group == code) for code, name in enumerate(ITEM_GROUPS))]:
         if not mask.any():
             continue
-        first, second = (replace(one, rows=one.rows.filter(mask)) for one in (teacher, student))
-        gain = compare_records(first, second, "ndcg@10")
-        relative[name] = gain.relative_gain
+        parts = [replace(record, rows=record.rows.filter(mask)) for record in records]
+        gains = [compare_records(parts[0], part, "ndcg@10") for part in parts[1:]]
+        relative[name] = gains[-1].relative_gain
         table.add_row(
-            name, f"{gain.num_users:,}", f"{gain.first:.4f}", f"{gain.second:.4f}",
-            f"{gain.difference:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]",
+            name, f"{gains[0].num_users:,}", f"{gains[0].first:.4f}", *(f"{gain.second:.4f}" for gain in gains),
+            f"{gains[-1].difference:+.4f} [{gains[-1].low:+.4f}, {gains[-1].high:+.4f}]",
         )  # fmt: skip
     table.caption = "never seen: no viewing in training; cold, warm: the 35 % least and most watched of the others"
     table.caption_justify = "left"
-    Console().print(table)
+    Console(width=max(110, Console().width)).print(table)
     if relative["all"] is not None:
-        print(f"Relative to {teacher.model}, all viewers: {relative['all']:+.1%}.")
+        print(f"{last.model} relative to {first.model}, all viewers: {relative['all']:+.1%}.")
 
 
 def _train(

@@ -5,11 +5,15 @@ import io
 import re
 from importlib.util import find_spec
 
+import numpy as np
+import pyarrow as pa
 import pytest
+import torch
 
 from hf_seqrec.cli import main
-from hf_seqrec.data import leave_one_out, load_recommendation_data
-from hf_seqrec.evaluation import EvaluationRecord, compare_records
+from hf_seqrec.data import Sequences, leave_one_out, load_recommendation_data
+from hf_seqrec.data.splits import EvaluationSet
+from hf_seqrec.evaluation import EvaluationRecord, Protocol, compare_records
 from hf_seqrec.evaluation.diagnostic_results import GroupDiagnostic
 from hf_seqrec.hub import missing_files
 from hf_seqrec.scripts import demo as script
@@ -67,6 +71,7 @@ def test_the_demo_leaves_data_models_records_and_pictures(demo):
         "Item-item",
         "LLM-SRec",
         "Popularity",
+        "SASRec + LLM-SRec",
         "SASRec, untrained",
         "SASRec",
     ]
@@ -107,21 +112,42 @@ def test_the_demo_tells_what_it_did(demo):
 
 def test_the_printed_gains_are_those_of_the_records(demo):
     folder, printed = demo
-    teacher, student = (EvaluationRecord.load(folder / "records" / f"{name}.json") for name in ("sasrec", "llm-srec"))
-    gain = compare_records(teacher, student, "ndcg@10")
+    names = ("sasrec", "llm-srec", "sasrec-and-llm-srec")
+    records = [EvaluationRecord.load(folder / "records" / f"{name}.json") for name in names]
+    gain = compare_records(records[0], records[-1], "ndcg@10")
     rows = {match[1].strip(): match[0] for match in re.finditer(r"^│ ([a-z ]+?) +│.*$", printed, re.MULTILINE)}
     assert f"{gain.difference:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]" in rows["all"]
-    groups = {
-        name: GroupDiagnostic.load(folder / "records" / "popularity" / f"{name}.json")
-        for name in ("sasrec", "llm-srec")
-    }
+    groups = [GroupDiagnostic.load(folder / "records" / "popularity" / f"{name}.json") for name in names]
     split = leave_one_out(load_recommendation_data(folder / "data").sequences)
     never_seen = sum(target not in split.train.item_index for target in split.test.target)
-    for group, other in zip(groups["sasrec"].groups, groups["llm-srec"].groups, strict=True):
-        if group.num_rows:
-            assert f"{group.metrics['ndcg@10']:.4f}" in rows[group.name]
-            assert f"{other.metrics['ndcg@10']:.4f}" in rows[group.name]
-    assert groups["sasrec"].group("never seen").num_rows == never_seen > 0
+    for same in zip(*(group.groups for group in groups), strict=True):
+        for group in same:
+            assert not group.num_rows or f"{group.metrics['ndcg@10']:.4f}" in rows[group.name]
+    assert groups[0].group("never seen").num_rows == never_seen > 0
+
+
+def test_the_sum_of_scores_knows_nothing_of_films_that_nobody_watched():
+    class Fixed(torch.nn.Module):
+        config = None
+
+        def __init__(self, scores):
+            super().__init__()
+            self.scores = torch.tensor([[-torch.inf, *scores]])
+
+        def score(self, input_ids, candidates=None):
+            return self.scores.expand(len(input_ids), -1)
+
+    sequences = Sequences(np.array([1, 2, 3, 4]), np.array([0, 4]), None, pa.array(["ann"]))
+    rows = EvaluationSet(sequences, np.array([0]), np.array([0]), np.array([3]), np.array([4]))
+    teacher, student = Fixed([3.0, 1.0, -1.0, *[-9.0] * 7]), Fixed([0.0, 0.0, 0.0, 1.0, *[0.0] * 6])
+    watched = np.array([0, 5, 2, 1, *[0] * 7])
+    both = script._choose_sum(
+        teacher, student, watched, rows, Protocol(part="validation", exclude_seen=False, cutoffs=(10,))
+    )
+    assert both.weight == 0.5  # the smallest of the list that puts film 4 before film 1
+    student_part = (student.scores[0, 1:] - 0.1) / student.scores[0, 1:].std()
+    expected = torch.tensor([1.0, 0.0, -1.0, *[0.0] * 7]) + 0.5 * student_part
+    torch.testing.assert_close(both.score(torch.tensor([[1]]))[0, 1:], expected)
 
 
 def test_the_demo_does_not_replace_a_folder_unasked(demo, capsys):
