@@ -24,8 +24,7 @@ from typing import Any
 CUTOFFS = (1, 2, 5, 10, 20, 50)
 # What differs from the preset of LLM-SRec so that part two takes minutes on two cores; chosen on the validation part (docs/LOG.md).
 PROMPTS: dict[str, Any] = {"history_length": 4, "user_vector": True}
-# Negatives are the other films of a step: reading drawn ones as well would double the time.
-DISTILLATION: dict[str, Any] = {"per_device_train_batch_size": 32, "num_negatives": 0}
+DISTILLATION: dict[str, Any] = {"per_device_train_batch_size": 32}
 WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)  # of LLM-SRec's scores beside SASRec's
 VALIDATION_VIEWERS = 500
 
@@ -60,7 +59,7 @@ def make_parser(
         help="Hub id or folder of the language model of part two (default: the MiniLM encoder of the extra `demo`).",
     )
     parser.add_argument(
-        "--llm-steps", "--llm_steps", type=int, default=200, help="Training steps of LLM-SRec (default: 200)."
+        "--llm-steps", "--llm_steps", type=int, default=400, help="Training steps of LLM-SRec (default: 400)."
     )
     parser.add_argument("--seed", type=int, default=0, help="Seed of world and training (default: 0).")
     return parser
