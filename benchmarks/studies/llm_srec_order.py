@@ -8,7 +8,7 @@ items. Finished runs are skipped and an interrupted one goes on from its last ch
 started again. Runs on original sequences also leave the records of `llm_srec.py`, which then skips them; do not run both at once.
 
     python benchmarks/studies/llm_srec_order.py --reduced                       # one seed, fewer users and steps
-    python benchmarks/studies/llm_srec_order.py --reduced --time-limit 540      # in calls of ten minutes, until it prints the table
+    python benchmarks/studies/llm_srec_order.py --reduced --time-limit 540      # in parts of ten minutes, until it prints the table
     python benchmarks/studies/llm_srec_order.py --datasets ml-1m --methods llm-srec collm --seeds 0 1 2
 
 The last lines are the table, which is also written to `order.md` beside the records.

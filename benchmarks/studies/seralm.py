@@ -8,7 +8,7 @@ so the command can be stopped and started again; it uses a GPU when there is one
 
     python benchmarks/studies/seralm.py                                     # everything that is missing, five seeds
     python benchmarks/studies/seralm.py --datasets ml-1m --backbones sasrec --seeds 0
-    python benchmarks/studies/seralm.py --reduced --time-limit 540          # one seed, fewer users, steps and words; for calls of ten minutes
+    python benchmarks/studies/seralm.py --reduced --time-limit 540          # one seed, fewer users, steps and words; in parts of ten minutes
     python -m hf_seqrec.evaluation.tables benchmarks/records/seralm docs/results-seralm.md
 
 The language model is the small trained one in $HF_SEQREC_MODELS (or ../shared/models) unless `--llm` names another, the text encoder the
