@@ -39,7 +39,7 @@ from .llm import (
 )
 from .llm_processing import LLMSequentialRecommendationProcessor
 from .prompting import PromptProgram, Slot
-from .teacher import build_teacher, check_teacher, freeze_teacher, load_teacher, teacher_fingerprint
+from .teacher import build_teacher, check_teacher, freeze_teacher, load_teacher, restore_teacher, teacher_fingerprint
 
 
 ITEM_VECTORS = ("none", "teacher", "aligned")
@@ -353,26 +353,7 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
         Raises:
             ValueError: It is not the teacher of the saved model.
         """
-        if config.teacher_config is None:
-            return None
-        if teacher is None and any(name.startswith("teacher.") for name in state):
-            teacher = build_teacher(config.teacher_config)
-            stored = {
-                name.removeprefix("teacher."): tensor for name, tensor in state.items() if name.startswith("teacher.")
-            }
-            teacher.load_state_dict(stored)
-        elif teacher is None or isinstance(teacher, str | os.PathLike):
-            revision = config.teacher_revision if teacher is None else None
-            if (name := teacher or config.teacher_name_or_path) is None:
-                raise ValueError("the saved model holds no teacher and names none: pass `teacher=`.")
-            teacher = load_teacher(name, revision, **access)
-        found = teacher_fingerprint(teacher)
-        if found != config.teacher_fingerprint:
-            raise ValueError(
-                f"the teacher has the fingerprint {found}, the model was trained with {config.teacher_fingerprint} "
-                f"({config.teacher_name_or_path}): pass that one as `teacher=`."
-            )
-        return teacher
+        return None if config.teacher_config is None else restore_teacher(config, state, teacher, **access)
 
     # Items ---------------------------------------------------------------------------------------------------------------
 

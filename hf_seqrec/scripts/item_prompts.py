@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field, make_dataclass
 from typing import Any
 
@@ -81,15 +80,3 @@ def open_item_table(script_args: ItemPromptScriptArguments, data: Any) -> Any:
 def base_model_of(script_args: ItemPromptScriptArguments) -> str | None:
     """The language model as the card names it; None for a folder."""
     return None if os.path.isdir(script_args.llm) else script_args.llm
-
-
-def own_words(argv: Sequence[str], method: str) -> list[str]:
-    """The words of a command line with the method first, whether or not it was named.
-
-    Raises:
-        ValueError: If another method is named.
-    """
-    words = list(argv) if argv and not argv[0].startswith("-") else [method, *argv]
-    if words[0].replace("_", "-") != method:
-        raise ValueError(f"this script trains {method}, not {words[0]}: use `seqrec train {words[0]}`.")
-    return words

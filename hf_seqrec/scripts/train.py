@@ -19,6 +19,7 @@ import argparse
 import copy
 import difflib
 import inspect
+import json
 import os
 import re
 import shlex
@@ -375,6 +376,41 @@ def load_inputs(script_args: ScriptArguments, training_args: Any) -> tuple[Any, 
     if script_args.shuffle_training is not None:
         split = shuffle_training(split, script_args.shuffle_training)
     return data, split, resume
+
+
+def own_words(argv: Sequence[str], method: str) -> list[str]:
+    """The words of a command line with the method first, whether or not it was named.
+
+    Raises:
+        ValueError: If another method is named.
+    """
+    words = list(argv) if argv and not argv[0].startswith("-") else [method, *argv]
+    if words[0].replace("_", "-") != method:
+        raise ValueError(f"this script trains {method}, not {words[0]}: use `seqrec train {words[0]}`.")
+    return words
+
+
+def read_lora(value: str | dict[str, Any] | None) -> dict[str, Any] | None:
+    """Arguments of the adapters from the command line (JSON, `none`) or from a file (a mapping).
+
+    Raises:
+        ValueError: If the text is no JSON object.
+
+    Example:
+        >>> read_lora('{"r": 8}'), read_lora("none")
+        ({'r': 8}, None)
+    """
+    if value is None or isinstance(value, dict):
+        return value
+    if value.lower() in ("none", "null", ""):
+        return None
+    try:
+        lora = json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--lora {value}: need a JSON object such as '{{\"r\": 8}}', or none ({error}).") from error
+    if not isinstance(lora, dict):
+        raise ValueError(f"--lora {value}: need a JSON object such as '{{\"r\": 8}}', or none.")
+    return lora
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from .item_prompts import ItemPromptScriptArguments, base_model_of, item_prompt_arguments, open_item_table, own_words
+from .item_prompts import ItemPromptScriptArguments, base_model_of, item_prompt_arguments, open_item_table
 from .train import (
     check_hub,
     clear_configuration_errors,
@@ -25,10 +25,11 @@ from .train import (
     introduce,
     load_inputs,
     make_trainer,
+    own_words,
     parse,
+    read_lora,
     what_training_did,
 )
-from .train_llm_srec import read_lora
 
 
 METHOD = "e4srec"

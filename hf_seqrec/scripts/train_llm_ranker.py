@@ -30,7 +30,9 @@ from .train import (
     load_inputs,
     make_trainer,
     model_arguments,
+    own_words,
     parse,
+    read_lora,
     what_training_did,
 )
 from .train_delrec import check_teacher_split
@@ -202,29 +204,6 @@ def report_reranking(model: Any, split: Any, folder: Path) -> dict[str, Any]:
     return found
 
 
-def read_lora(value: str | dict[str, Any] | None) -> dict[str, Any] | None:
-    """Adapters from the command line (JSON, `none`) or from a file (a mapping).
-
-    Raises:
-        ValueError: If the text is no JSON object.
-
-    Example:
-        >>> read_lora('{"r": 8}'), read_lora("none")
-        ({'r': 8}, None)
-    """
-    if value is None or isinstance(value, dict):
-        return value
-    if value.lower() in ("none", "null", ""):
-        return None
-    try:
-        lora = json.loads(value)
-    except json.JSONDecodeError:
-        lora = None
-    if not isinstance(lora, dict):
-        raise ValueError(f'--lora {value}: need a JSON object such as \'{{"r": 8, "lora_alpha": 16}}\', or none.')
-    return lora
-
-
 def run(argv: Sequence[str], prog: str | None = None) -> int:
     """Parses and trains; what `seqrec train llm-ranker` and `python -m hf_seqrec.scripts.train_llm_ranker` do.
 
@@ -235,8 +214,7 @@ def run(argv: Sequence[str], prog: str | None = None) -> int:
     Returns:
         Exit status.
     """
-    words = list(argv) if argv and not argv[0].startswith("-") else [METHOD, *argv]
-    main(*parse([METHOD, *words[1:]], prog, make_parser))
+    main(*parse(own_words(argv, METHOD), prog, make_parser))
     return 0
 
 

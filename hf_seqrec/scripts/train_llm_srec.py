@@ -13,7 +13,6 @@ seqrec train --config out/run.yaml --output_dir again
 accelerate launch -m hf_seqrec.scripts.train_llm_srec --dataset data/scientific --teacher sasrec-out --llm LLM --output_dir out
 """
 
-import json
 import os
 import sys
 import time
@@ -31,7 +30,9 @@ from .train import (
     load_inputs,
     make_trainer,
     model_arguments,
+    own_words,
     parse,
+    read_lora,
     what_training_did,
 )
 
@@ -197,29 +198,6 @@ def main(script_args: LLMSRecScriptArguments, training_args: Any, model_args: An
     )  # fmt: skip
 
 
-def read_lora(value: str | dict[str, Any] | None) -> dict[str, Any] | None:
-    """Arguments of the adapters from the command line (JSON, `none`) or from a file (a mapping).
-
-    Raises:
-        ValueError: If the text is no JSON object.
-
-    Example:
-        >>> read_lora('{"r": 8}'), read_lora("none")
-        ({'r': 8}, None)
-    """
-    if value is None or isinstance(value, dict):
-        return value
-    if value.lower() in ("none", "null", ""):
-        return None
-    try:
-        lora = json.loads(value)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--lora {value}: need a JSON object such as '{{\"r\": 8}}', or none ({error}).") from error
-    if not isinstance(lora, dict):
-        raise ValueError(f"--lora {value}: need a JSON object such as '{{\"r\": 8}}', or none.")
-    return lora
-
-
 def run(argv: Sequence[str], prog: str | None = None) -> int:
     """Parses and trains; what `seqrec train llm-srec` and `python -m hf_seqrec.scripts.train_llm_srec` do.
 
@@ -233,10 +211,7 @@ def run(argv: Sequence[str], prog: str | None = None) -> int:
     Raises:
         ValueError: If another method is named.
     """
-    words = list(argv) if argv and not argv[0].startswith("-") else [METHOD, *argv]
-    if words[0].replace("_", "-") != METHOD:
-        raise ValueError(f"this script trains {METHOD}, not {words[0]}: use `seqrec train {words[0]}`.")
-    main(*parse([METHOD, *words[1:]], prog, make_parser))
+    main(*parse(own_words(argv, METHOD), prog, make_parser))
     return 0
 
 

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .item_prompts import own_words
 from .train import (
     ScriptArguments,
     check_hub,
@@ -23,6 +22,7 @@ from .train import (
     introduce,
     load_inputs,
     model_arguments,
+    own_words,
     parse,
 )
 

@@ -20,18 +20,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .item_prompts import ItemPromptScriptArguments, base_model_of, item_prompt_arguments, open_item_table, own_words
+from .item_prompts import ItemPromptScriptArguments, base_model_of, item_prompt_arguments, open_item_table
 from .train import (
     check_hub,
     clear_configuration_errors,
     introduce,
     load_inputs,
     make_trainer,
+    own_words,
     parse,
+    read_lora,
     run_file,
     what_training_did,
 )
-from .train_llm_srec import read_lora
 
 
 METHOD = "p2rec"

@@ -25,11 +25,10 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .train import ScriptArguments, check_hub, finish, introduce, load_inputs, parse
+from .train import ScriptArguments, check_hub, finish, introduce, load_inputs, own_words, parse
 
 
 METHOD = "seralm"
@@ -253,10 +252,7 @@ def run(argv: Sequence[str], prog: str | None = None) -> int:
     Raises:
         ValueError: If another method is named.
     """
-    words = list(argv) if argv and not argv[0].startswith("-") else [METHOD, *argv]
-    if words[0].replace("_", "-") != METHOD:
-        raise ValueError(f"this script trains {METHOD}, not {words[0]}: use `seqrec train {words[0]}`.")
-    main(*parse([METHOD, *words[1:]], prog, partial(make_parser)))
+    main(*parse(own_words(argv, METHOD), prog, make_parser))
     return 0
 
 

@@ -36,6 +36,7 @@ from .train import (
     load_inputs,
     make_trainer,
     model_classes,
+    own_words,
     parse,
     what_training_did,
 )
@@ -332,10 +333,8 @@ def run(argv: Sequence[str], prog: str | None = None) -> int:
     Raises:
         ValueError: If another method is named.
     """
-    words = list(argv) if argv and not argv[0].startswith("-") else [METHOD, *argv]
-    if words[0].replace("_", "-") != METHOD:
-        raise ValueError(f"this script trains {METHOD}, not {words[0]}: use `seqrec train {words[0]}`.")
-    main(*parse([METHOD, *words[1:]], prog, partial(make_parser, **_backbone(words[1:]))))
+    words = own_words(argv, METHOD)
+    main(*parse(words, prog, partial(make_parser, **_backbone(words[1:]))))
     return 0
 
 

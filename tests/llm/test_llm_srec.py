@@ -322,7 +322,7 @@ def test_a_teacher_by_name_is_not_stored_and_comes_back_by_name(make, teacher, t
     with torch.no_grad():
         teacher.model.item_encoder.id_embedding.weight[3, 0] += 1e-3
     teacher.save_pretrained(tmp_path / "teacher")
-    with pytest.raises(ValueError, match=r"the teacher has the fingerprint .*, the model was trained with"):
+    with pytest.raises(ValueError, match=r"the teacher has the fingerprint .*, the model was made with"):
         LLMSRecForSequentialRecommendation.from_pretrained(tmp_path / "small")
 
 

@@ -13,7 +13,7 @@ from hf_seqrec.evaluation import EvaluationRecord
 from hf_seqrec.hub import load_recommender, missing_files
 from hf_seqrec.modeling.llm_ranker import LLMRankerConfig
 from hf_seqrec.presets import list_presets, load_preset
-from hf_seqrec.scripts.train_llm_ranker import read_lora
+from hf_seqrec.scripts.train import read_lora
 from hf_seqrec.trainers.prompt_tuning import PromptTuningTrainer, PromptTuningTrainingArguments
 
 
