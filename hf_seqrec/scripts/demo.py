@@ -59,7 +59,7 @@ def make_parser(
         help="Hub id or folder of the language model of part two (default: the MiniLM encoder of the extra `demo`).",
     )
     parser.add_argument(
-        "--llm-steps", "--llm_steps", type=int, default=400, help="Training steps of LLM-SRec (default: 400)."
+        "--llm-steps", "--llm_steps", type=int, default=300, help="Training steps of LLM-SRec (default: 300)."
     )
     parser.add_argument("--seed", type=int, default=0, help="Seed of world and training (default: 0).")
     return parser
