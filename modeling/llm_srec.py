@@ -6,7 +6,9 @@ CoLLM (and the user's vector, LoRA), A-LLMRec (item vectors of its stage-1 encod
 Deviations. (1) Prompts are built from tokens of titles, tokenized once; titles are cut, never the tail of a prompt. (2) Each
 distinct item of a step is encoded once. (3) Out-tokens are read by index and padding is masked, so padding never matters. (4) An
 encoder-decoder LLM is read at its encoder. (5) Attention and adapter dropout of the LLM are 0, except `lora_dropout`. (6) The
-vector of an item that the teacher does not know is the mean of those it knows.
+vector of an item that the teacher never trained on is the mean of those it did, and such an item is no negative; as an option other
+items' vectors are now and then replaced by it, so that titles count (`item_vector_dropout`). (7) As an option the heads go on
+training alone (`train_heads_only`): the LLM's states are then computed once, and the whole catalogue is candidates.
 Inputs: `input_ids` (batch, length) item_index, left-padded with 0; `timestamps` (batch, length) Unix seconds when prompts show
 dates; `labels` (batch, length), -100 ignored; `negatives` (batch, length or 1, n) item_index.
 Trains with: `DistillationTrainer`, on the last position of a row or on every prefix.
@@ -43,7 +45,8 @@ from .teacher import build_teacher, check_teacher, freeze_teacher, load_teacher,
 
 
 ITEM_VECTORS = ("none", "teacher", "aligned")
-MAX_REMEMBERED_USERS = 2**16
+HEADS = ("user_head.", "item_head.", "teacher_head.")
+MAX_REMEMBERED_BYTES = 2**29
 
 
 @strict
@@ -56,6 +59,7 @@ class LLMSRecConfig(SequentialRecommenderConfig):
         head_act: Activation of f_I, f_user and f_item (f_CF-user has GELU).
         item_vectors: What stands in the item slot of prompts: `none` (no slot), `teacher` (f_I of the teacher's item vector), or
             `aligned` (f_I of the latent of A-LLMRec's stage-1 encoder).
+        item_vector_dropout: Share of items whose prompt, in training, holds the vector of an unknown item instead of its own.
         latent_size: Width of that latent.
         user_vector: The user's prompt begins with f_U of the teacher's user vector.
         distilled: Has f_CF-user, the map of the teacher's user vector that distillation needs.
@@ -81,6 +85,7 @@ class LLMSRecConfig(SequentialRecommenderConfig):
     head_size: int = 2048
     head_act: str = "leaky_relu"
     item_vectors: str = "teacher"
+    item_vector_dropout: float = 0.0
     latent_size: int = 128
     user_vector: bool = False
     distilled: bool = True
@@ -107,6 +112,8 @@ class LLMSRecConfig(SequentialRecommenderConfig):
         super().validate_architecture()
         if self.item_vectors not in ITEM_VECTORS:
             raise ValueError(f"`item_vectors` must be one of {', '.join(ITEM_VECTORS)}, got {self.item_vectors!r}.")
+        if not 0 <= self.item_vector_dropout <= 1:
+            raise ValueError(f"`item_vector_dropout` is a share in [0, 1], got {self.item_vector_dropout}.")
         if self.head_act not in ACT2FN:
             raise ValueError(f"unknown `head_act` {self.head_act!r}.")
         if self.teacher_config is None and self.needs_teacher:
@@ -174,6 +181,7 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
     item_bias = None
     title_tokens: torch.Tensor
     title_offsets: torch.Tensor
+    known_items: torch.Tensor
     item_latents: torch.Tensor
     teacher: Any  # a SequentialRecommender, or None
 
@@ -188,6 +196,9 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
         self.program = PromptProgram(**config.prompt)
         self.register_buffer("title_tokens", torch.zeros(config.num_title_tokens, dtype=torch.int32))
         self.register_buffer("title_offsets", torch.zeros(config.num_items + 1, dtype=torch.int64))
+        known = torch.ones(config.num_items + 1, dtype=torch.bool)
+        known[0] = False
+        self.register_buffer("known_items", known)  # what training met; `set_known_items`
         llm = self.prepare_llm(llm)
         width = llm.get_input_embeddings().weight.shape[1]
         self.user_head = Projector(width, config.head_size, config.hidden_size, config.head_act)
@@ -205,7 +216,9 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
         if config.distilled:
             self.teacher_head = Projector(teacher_width, config.hidden_size, config.hidden_size, "gelu")
         self.user_out, self.item_out = nn.Parameter(torch.empty(1, width)), nn.Parameter(torch.empty(1, width))
+        self._heads_only = False
         self._table: tuple[Any, torch.Tensor] | None = None
+        self._items: tuple[Any, dict[bool, torch.Tensor]] | None = None
         self._users: tuple[Any, dict[tuple[bytes, bytes], torch.Tensor]] | None = None
         self._titles: tuple[Any, np.ndarray, np.ndarray] | None = None
         self._teacher_table: tuple[Any, torch.Tensor] | None = None
@@ -339,7 +352,21 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
         super().train(mode)
         if self.teacher is not None:
             self.teacher.eval()
+        if self._heads_only:
+            self.encoder.eval()
         return self
+
+    def train_heads_only(self, only: bool = True) -> None:
+        """Freeze all that reaches the LLM, adapters included, and train f_user, f_item and f_CF-user alone; or undo it.
+
+        The states of the LLM are then computed once for each item and each history and kept (up to `MAX_REMEMBERED_BYTES`), so a
+        step costs next to nothing and every known item is a candidate of every row.
+        """
+        self._heads_only = only
+        for name, parameter in self.named_parameters():
+            if self.is_own(name) and not name.startswith((*HEADS, "aligned.", "teacher.")):
+                parameter.requires_grad_(not only)
+        self.train(self.training)
 
     @property
     def frozen_parts(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -381,6 +408,7 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
         self.title_tokens = torch.from_numpy(tokens).to(device)
         self.title_offsets = torch.from_numpy(offsets).to(device)
         self.config.num_items, self.config.num_title_tokens = processor.num_items, len(tokens)
+        self.known_items = F.pad(self.known_items, (0, processor.num_items - before))
         if self.config.item_vectors == "aligned":
             new = torch.arange(before + 1, processor.num_items + 1, device=device)
             with torch.no_grad():
@@ -397,25 +425,52 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
     def update_item_latents(self) -> None:
         """Compute the vectors in item slots from A-LLMRec's stage-1 encoder (after it has changed)."""
         latents = self.aligned.encode_item(self._items_of_teacher())
+        new = (~self.known_items[: len(latents)]).nonzero().flatten()[1:]  # all but padding
+        if len(new):
+            latents[new] = self.aligned.encode_text(self.text_vectors(new))
         latents[0] = 0
         self.item_latents[: len(latents)] = latents
 
+    def set_known_items(self, items: np.ndarray) -> None:
+        """Say which items training meets; of all others the teacher's vectors are what they were initialised to, and are not read.
+
+        Args:
+            items: (n,) item_index, for example `split.train.item_index`.
+
+        Raises:
+            ValueError: An item outside the catalogue.
+        """
+        if len(items) == 0 or items.min() < 1 or items.max() > self.config.num_items:
+            raise ValueError(f"`items` must be item_index 1 … {self.config.num_items}, at least one.")
+        self.known_items.zero_()
+        self.known_items[torch.from_numpy(np.unique(items)).to(self.known_items.device, torch.long)] = True
+        self._teacher_table = None
+        if self.config.item_vectors == "aligned":
+            self.update_item_latents()
+
     def _items_of_teacher(self) -> torch.Tensor:
-        """(teacher's items + 1, width), computed once per state of its weights."""
-        key = weight_versions(list(self.teacher.parameters()))
+        """(teacher's items + 1, width) with the mean of known items at all others; computed once per state of its weights."""
+        key = (
+            weight_versions(list(self.teacher.parameters())),
+            self.known_items.data_ptr(),
+            int(self.known_items.sum()),
+        )
         if self._teacher_table is None or self._teacher_table[0] != key:
             with torch.inference_mode(False), torch.no_grad():
-                self._teacher_table = key, self.teacher.item_representations().detach().float()
+                table = self.teacher.item_representations().detach().float()
+                known = self.known_items[: len(table)].unsqueeze(-1)
+                mean = (table * known).sum(0) / known.sum()
+                self._teacher_table = key, torch.where(known, table, mean)
         return self._teacher_table[1]
 
-    def _item_slot_vectors(self, items: torch.Tensor) -> torch.Tensor:
-        """f_I: (n,) item_index -> (n, LLM width)."""
+    def _item_slot_vectors(self, items: torch.Tensor, own: torch.Tensor | None = None) -> torch.Tensor:
+        """f_I: (n,) item_index, and (n,) whether the item's own vector is shown -> (n, LLM width)."""
         if self.config.item_vectors == "aligned":
-            return self.item_projector(self.item_latents[items])
-        table = self._items_of_teacher()
-        known = items < len(table)
-        vectors = torch.where(known.unsqueeze(-1), table[items * known], table[1:].mean(0))
-        return self.item_projector(vectors)
+            vectors, mean = self.item_latents[items], self.item_latents[self.known_items].mean(0)
+        else:
+            table = self._items_of_teacher()
+            vectors, mean = table[torch.where(items < len(table), items, 0)], table[0]
+        return self.item_projector(vectors if own is None else torch.where(own.unsqueeze(1), vectors, mean))
 
     def _title_rows(self, items: torch.Tensor) -> list[np.ndarray]:
         key = (self.title_tokens.data_ptr(), self.title_tokens._version, len(self.title_offsets))
@@ -424,13 +479,45 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
         _, tokens, offsets = self._titles
         return [tokens[offsets[item - 1] : offsets[item]] for item in items.tolist()]
 
-    def encode_items(self, items: torch.Tensor) -> torch.Tensor:
-        """f_item(h_I) of items: (n,) item_index -> (n, dim)."""
+    def item_states(self, items: torch.Tensor, own: torch.Tensor | None = None) -> torch.Tensor:
+        """h_I: (n,) item_index, and (n,) whether the prompt shows the item's own vector (default: yes) -> (n, LLM width)."""
         prompts = [self.program.item_prompt(title) for title in self._title_rows(items)]
         vectors = {Slot.ITEM_OUT: SlotVectors(self.item_out)}
         if self.config.item_vectors != "none":
-            vectors[Slot.ITEM_VECTOR] = SlotVectors(self._item_slot_vectors(items), np.ones(len(items), dtype=int))
-        return self.item_head(self.encoder(prompts, vectors, Slot.ITEM_OUT))
+            vectors[Slot.ITEM_VECTOR] = SlotVectors(
+                self._item_slot_vectors(items, own), np.ones(len(items), dtype=int)
+            )
+        return self.encoder(prompts, vectors, Slot.ITEM_OUT)
+
+    def encode_items(self, items: torch.Tensor) -> torch.Tensor:
+        """f_item(h_I) of items: (n,) item_index -> (n, dim); in training with `item_vector_dropout`."""
+        return self.item_head(self.item_states(items, self._draw_own(len(items))))
+
+    def _draw_own(self, count: int) -> torch.Tensor | None:
+        """Which of so many items show their own vector; None: all."""
+        share = self.config.item_vector_dropout
+        if not self.training or share == 0 or self.config.item_vectors == "none":
+            return None
+        return torch.rand(count, device=self.user_out.device) >= share
+
+    @torch.no_grad()
+    def catalogue_states(self, own: bool = True) -> torch.Tensor:
+        """h_I of all items, (num_items + 1, LLM width), row 0 zeros: encoded once for each state of what reaches the LLM.
+
+        Args:
+            own: Prompts show the items' own vectors; otherwise that of an unknown item.
+        """
+        state = self._state_of_inputs()
+        tables = self._items[1] if self._items is not None and self._items[0] == state else {}
+        if own not in tables:
+            # The states outlive this call, so they must be ordinary tensors also where an evaluator is in inference mode.
+            with torch.inference_mode(False), torch.no_grad():
+                items = torch.arange(1, self.config.num_items + 1, device=self.user_out.device)
+                shown = None if own else torch.zeros(len(items), dtype=torch.bool, device=items.device)
+                tables[own] = F.pad(self.item_states(items, shown), (0, 0, 1, 0))
+        if tables[own].nbytes <= MAX_REMEMBERED_BYTES:
+            self._items = state, tables
+        return tables[own]
 
     @torch.no_grad()
     def item_representations(self) -> torch.Tensor:
@@ -438,19 +525,28 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
 
         Without gradients: training encodes the items of a step only.
         """
-        state = self._state()
+        state = self._state_of_inputs(), weight_versions(list(self.item_head.parameters()))
         if self._table is None or self._table[0] != state:
-            # The table outlives this call, so it must be an ordinary tensor also where an evaluator is in inference mode.
             with torch.inference_mode(False), torch.no_grad():
-                items = torch.arange(1, self.config.num_items + 1, device=self.user_out.device)
-                self._table = state, F.pad(self.encode_items(items), (0, 0, 1, 0))
+                self._table = state, F.pad(self.item_head(self.catalogue_states()[1:]), (0, 0, 1, 0))
         return self._table[1]
 
-    def _state(self) -> tuple:
-        """Differs whenever an item or a history would be encoded differently."""
-        trained = [parameter for name, parameter in self.named_parameters() if self.is_own(name)]
+    def _state_of_inputs(self) -> tuple:
+        """Differs whenever the LLM's states of an item or a history would be different."""
+        trained = [
+            parameter
+            for name, parameter in self.named_parameters()
+            if self.is_own(name) and not name.startswith(HEADS)
+        ]
         trained += [self.item_latents] if self.config.item_vectors == "aligned" else []
-        return weight_versions(trained), self.config.num_items, self.title_tokens.data_ptr(), self.training
+        known = int(self.known_items.sum())
+        return (
+            weight_versions(trained),
+            self.config.num_items,
+            known,
+            self.title_tokens.data_ptr(),
+            self.encoder.training,
+        )
 
     # Users ---------------------------------------------------------------------------------------------------------------
 
@@ -467,13 +563,13 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
             users[some] = self.teacher(ids[some]).user_embeddings.float()
         return users
 
-    def encode_users(
+    def user_states(
         self,
         input_ids: torch.Tensor,
         timestamps: torch.Tensor | None = None,
         teacher_users: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """f_user(h_U): (batch, length) item_index, left-padded -> (batch, dim); the last `history_length` items count."""
+        """h_U: (batch, length) item_index, left-padded -> (batch, LLM width); the last `history_length` items count."""
         prompts, shown = [], []
         times = None if timestamps is None else timestamps.tolist()
         for number, items in enumerate(self._shown_items(input_ids)):
@@ -488,7 +584,16 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
         if self.config.user_vector:
             users = self.teacher_users(input_ids) if teacher_users is None else teacher_users
             vectors[Slot.USER_VECTOR] = SlotVectors(self.user_projector(users), np.ones(len(prompts), dtype=int))
-        return self.user_head(self.encoder(prompts, vectors, Slot.USER_OUT))
+        return self.encoder(prompts, vectors, Slot.USER_OUT)
+
+    def encode_users(
+        self,
+        input_ids: torch.Tensor,
+        timestamps: torch.Tensor | None = None,
+        teacher_users: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """f_user(h_U): (batch, length) item_index, left-padded -> (batch, dim); the last `history_length` items count."""
+        return self.user_head(self.user_states(input_ids, timestamps, teacher_users))
 
     def _shown_items(self, input_ids: torch.Tensor) -> list[list[int]]:
         """The items of each history that its prompt shows; refuses what is no history."""
@@ -508,14 +613,18 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
         return shown
 
     def user_representations(self, input_ids: torch.Tensor, timestamps: torch.Tensor | None = None) -> torch.Tensor:
-        """[`encode_users`] without gradients: each distinct history is encoded once for each state of the weights.
+        """[`encode_users`] where the LLM is not trained: no prompt runs twice (see `remembered_user_states`)."""
+        return self.user_head(self.remembered_user_states(input_ids, timestamps))
 
-        Ranking the same users under another protocol or with other candidates then runs no prompt; at most
-        `MAX_REMEMBERED_USERS` histories are kept.
+    def remembered_user_states(self, input_ids: torch.Tensor, timestamps: torch.Tensor | None = None) -> torch.Tensor:
+        """[`user_states`] without gradients: each distinct history is encoded once for each state of what reaches the LLM.
+
+        Ranking the same users under another protocol or with other candidates then runs no prompt; at most `MAX_REMEMBERED_BYTES`
+        of states are kept.
         """
         self._shown_items(input_ids)
-        state = self._state()
-        if self._users is None or self._users[0] != state or len(self._users[1]) > MAX_REMEMBERED_USERS:
+        state, most = self._state_of_inputs(), MAX_REMEMBERED_BYTES // (4 * self.encoder.width)
+        if self._users is None or self._users[0] != state or len(self._users[1]) > most:
             self._users = state, {}
         known = self._users[1]
         times = timestamps if self.program.dated else None
@@ -524,10 +633,10 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
             first = int((ids != 0).argmax())
             when = b"" if times is None else times[row, first:].cpu().numpy().tobytes()
             keys.append((ids[first:].tobytes(), when))
-        new = [row for row, key in enumerate(keys) if key not in known]
+        new = list({key: row for row, key in enumerate(keys) if key not in known}.values())
         if new:
             with torch.inference_mode(False), torch.no_grad():
-                users = self.encode_users(input_ids[new], None if times is None else times[new])
+                users = self.user_states(input_ids[new], None if times is None else times[new])
                 known.update(zip([keys[row] for row in new], users, strict=True))
         return torch.stack([known[key] for key in keys])
 
@@ -590,9 +699,13 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
         objective = objective or self.default_objective()
         read_teacher = self.config.user_vector or objective.needs_teacher
         teacher_users = self.teacher_users(histories) if read_teacher and self.teacher is not None else None
-        users = self.encode_users(histories, times, teacher_users)
-        items, back = torch.unique(torch.cat([target.unsqueeze(1), drawn], dim=1), return_inverse=True)
-        scores, column_of_target = self._score_step(users, self.encode_items(items), items, back, histories)
+        if self._heads_only:
+            users = self.user_head(self.remembered_user_states(histories, times))
+            scores, column_of_target = self._score_catalogue(users, target, histories), target
+        else:
+            users = self.encode_users(histories, times, teacher_users)
+            items, back = torch.unique(torch.cat([target.unsqueeze(1), drawn], dim=1), return_inverse=True)
+            scores, column_of_target = self._score_step(users, self.encode_items(items), items, back, histories)
         taught = self.teacher_head(teacher_users) if objective.needs_teacher and self.config.distilled else None
         terms = objective(scores, column_of_target, users, taught, num_items_in_batch)
         return LLMSRecOutput(loss=torch.stack(list(terms.values())).sum(), user_embeddings=users, terms=terms)
@@ -619,6 +732,19 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
         seen = (items.view(1, 1, -1) == histories.unsqueeze(-1)).any(1)
         seen[torch.arange(len(back), device=back.device), back[:, 0]] = False
         return scores.masked_fill(seen, -torch.inf), back[:, 0]
+
+    def _score_catalogue(self, users, target, histories) -> torch.Tensor:
+        """Scores (rows, num_items + 1) of all known items but those of the row's history; -inf for the others."""
+        states, own = self.catalogue_states(), self._draw_own(self.config.num_items + 1)
+        if own is not None:
+            states = torch.where(own.unsqueeze(1), states, self.catalogue_states(own=False))
+        out = (
+            (~self.known_items)
+            .expand(len(target), -1)
+            .scatter(1, histories, True)
+            .scatter(1, target.unsqueeze(1), False)
+        )
+        return (users @ self.item_head(states).T).masked_fill(out, -torch.inf)
 
     @torch.no_grad()
     def score(

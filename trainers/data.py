@@ -162,10 +162,12 @@ class NegativeSampler:
         """
         drawn = self.draw(generator, (positions if self.per == "position" else 1, self.num_negatives))
         if self.exclude_history:
-            taken = np.zeros(self.num_items + 1, dtype=bool)
+            taken = np.zeros(self.num_items + 1, dtype=bool) if self.weights is None else np.asarray(self.weights) == 0
             taken[history] = True
             if taken[1:].all():
-                raise ValueError(f"a user has met all {self.num_items} items: no negative is left to draw.")
+                raise ValueError(
+                    f"a user has met all {self.num_items} items that could be drawn: no negative is left to draw."
+                )
             while (hit := taken[drawn]).any():
                 drawn[hit] = self.draw(generator, (int(hit.sum()),))
         return drawn

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.optim.lr_scheduler import LambdaLR
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from hf_seqrec.data import Sequences
 from hf_seqrec.modeling.distillation import DISTILLATIONS, DistillationObjective
@@ -30,13 +33,20 @@ class DistillationTrainingArguments(SeqRecTrainingArguments):
         mse_reduction: `mean` over dimensions, or `sum`.
         temperature: Of InfoNCE.
         uniformity_includes_self: Count each user's pair with itself (equation 3 as written).
-        num_negatives: Items drawn per row, uniformly, never of the user's training sequence.
+        num_negatives: Items drawn per row, uniformly among those of the training data, never of the user's training sequence.
+
+    > Parameters that control what is trained
+
+    Args:
+        train_heads_only: Train f_user, f_item and f_CF-user alone. The LLM then encodes each item and each history once, a step costs
+            next to nothing, and all items of the training data are candidates. Meant for a second training of the same model.
 
     > Parameters that control the rows
 
     Args:
         targets: `last` (one example per user: its last training item) or `all` (auto-regressive: every item but the first).
         prefixes_per_sequence: With `targets="all"`, how many prefixes of each sequence an epoch visits, drawn anew; 0: all.
+        prefix_cycle: After so many epochs the same prefixes come again; 0: never. Bounds what `train_heads_only` must encode.
 
     > Parameters that control the schedule
 
@@ -62,6 +72,15 @@ class DistillationTrainingArguments(SeqRecTrainingArguments):
     prefixes_per_sequence: int = field(
         default=0, metadata={"help": "With targets=all: prefixes of each sequence per epoch, drawn anew; 0: all."}
     )
+    prefix_cycle: int = field(
+        default=0, metadata={"help": "After so many epochs the same prefixes come again; 0: never."}
+    )
+    train_heads_only: bool = field(
+        default=False,
+        metadata={
+            "help": "Train only the heads: each prompt runs once, all items of the training data are candidates."
+        },
+    )
     lr_decay_per_evaluation: float = field(
         default=1.0, metadata={"help": "Factor on the learning rate at every evaluation; 1: lr_scheduler_type rules."}
     )
@@ -74,6 +93,8 @@ class DistillationTrainingArguments(SeqRecTrainingArguments):
             raise ValueError(f"`lr_decay_per_evaluation` must be in (0, 1], got {self.lr_decay_per_evaluation}.")
         if self.num_negatives < 0:
             raise ValueError(f"`num_negatives` must not be negative, got {self.num_negatives}.")
+        if self.prefix_cycle < 0:
+            raise ValueError(f"`prefix_cycle` must not be negative, got {self.prefix_cycle}.")
         self.make_objective()
 
     def make_objective(self) -> DistillationObjective:
@@ -89,8 +110,53 @@ class DistillationTrainingArguments(SeqRecTrainingArguments):
         )
 
 
+def heads_arguments(args: DistillationTrainingArguments, epochs: float, **changes) -> DistillationTrainingArguments:
+    """Arguments of a second training, of the heads alone, made from those of the first.
+
+    Args:
+        args: Of the first training; the loss, seed and device are kept.
+        epochs: Passes over the users, each with one of four prefixes of every user, or with what `targets="last"` says.
+        changes: Other fields, for example `learning_rate`.
+
+    Returns:
+        Arguments with a folder of their own inside `args.output_dir`.
+
+    Example:
+        >>> second = heads_arguments(DistillationTrainingArguments("out", report_to="none"), epochs=40)
+        >>> second.train_heads_only, second.num_train_epochs
+        (True, 40)
+    """
+    second = copy.copy(args)
+    settings = {
+        "output_dir": str(Path(args.output_dir) / "heads"), "train_heads_only": True, "num_train_epochs": epochs, "max_steps": -1,
+        "per_device_train_batch_size": 128, "gradient_accumulation_steps": 1, "learning_rate": 2e-3, "lr_scheduler_type": "linear",
+        "lr_decay_per_evaluation": 1.0, "prefix_cycle": 4, "prefixes_per_sequence": min(args.prefixes_per_sequence or 1, 1),
+    }  # fmt: skip
+    if args.eval_strategy != "no":
+        settings |= {"eval_strategy": IntervalStrategy.EPOCH, "save_strategy": SaveStrategy.EPOCH, "eval_steps": None}
+        settings |= {"logging_strategy": IntervalStrategy.EPOCH}
+    for name, value in (settings | changes).items():
+        if not hasattr(second, name):
+            raise TypeError(f"DistillationTrainingArguments has no field {name!r}.")
+        setattr(second, name, value)
+    return second
+
+
 class TimedSequenceDataset(SequenceDataset):
-    """[`SequenceDataset`] whose rows also have `timestamps`, when the sequences do."""
+    """[`SequenceDataset`] whose rows also have `timestamps`, when the sequences do.
+
+    Args:
+        cycle: After so many epochs the same draws come again; 0: never.
+        kwargs: As in [`SequenceDataset`].
+    """
+
+    def __init__(self, *args, cycle: int = 0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.cycle = cycle
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch follows; part of the key of every random choice."""
+        super().set_epoch(epoch % self.cycle if self.cycle else epoch)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         example = super().__getitem__(row)
@@ -160,16 +226,19 @@ class DistillationTrainer(SeqRecTrainer):
                     "the model's prompts show dates, but of this data set only the order is known: build the model with "
                     "`dates=False`."
                 )
+            model.set_known_items(train_dataset.item_index)
             train_dataset = self.make_dataset(model, args, train_dataset)
         if data_collator is None and train_dataset is not None:
             sampler = None
-            if args.num_negatives:
+            if args.num_negatives and not args.train_heads_only:
                 sampler = NegativeSampler(
-                    model.config.num_items, args.num_negatives, per="sequence", exclude_history=True
-                )
+                    model.config.num_items, args.num_negatives, per="sequence", exclude_history=True,
+                    weights=model.known_items.cpu().numpy(),
+                )  # fmt: skip
             data_collator = DataCollatorForDistillation(
                 sampler=sampler, sequences=getattr(train_dataset, "sequences", None)
             )
+        model.train_heads_only(args.train_heads_only)
         self._terms: dict[str, list[torch.Tensor]] = {}
         super().__init__(model, args, data_collator, train_dataset, eval_dataset, **kwargs)
 
@@ -182,6 +251,7 @@ class DistillationTrainer(SeqRecTrainer):
             rows="sequence" if args.targets == "last" else "prefix",
             prefixes_per_sequence=(args.prefixes_per_sequence or None) if args.targets == "all" else None,
             seed=args.data_seed if args.data_seed is not None else args.seed,
+            cycle=args.prefix_cycle,
         )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):

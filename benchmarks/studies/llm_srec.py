@@ -1,7 +1,7 @@
 """Accuracy of LLM-SRec, its parts and the retrieval baselines on real data: leave-one-out, full ranking and 1+99 stored candidates.
 
-Every (data set, method, seed) is one run with the settings of `llm_srec.yaml` (a preset plus overrides), selected on masked
-validation NDCG@10 and evaluated once on test: the whole catalogue without seen items, and 99 stored negatives per user. Runs of one
+Every (data set, method, seed) is one run with the settings of `llm_srec.yaml` (a preset plus overrides): all that the method trains,
+then its heads alone (the same for every method), both selected on masked validation NDCG@10, and evaluated once on test: the whole catalogue without seen items, and 99 stored negatives per user. Runs of one
 seed share the CE-trained teacher, which is trained once and kept. A finished run is skipped and one that was interrupted goes on from
 its last checkpoint, so the command can be stopped and started again; it uses a GPU when there is one.
 
@@ -40,6 +40,7 @@ from hf_seqrec.trainers import (
     NextItemTrainingArguments,
 )
 from hf_seqrec.trainers.a_llmrec import train_aligned_items
+from hf_seqrec.trainers.distillation import heads_arguments
 
 
 RECORDS = HERE.parent / "records" / "llm_srec"
@@ -136,7 +137,11 @@ def train_llm(study, dataset, method, data, split, validation, teacher, llm, see
     # What makes a baseline a baseline is not for `all` to change.
     training |= {key: preset.training[key] for key in ("distillation", "uniformity_weight") if key in preset.training}
     training |= own.get("training") or {}
-    training |= study["reduced"]["training"] if reduced else {}
+    heads = dict(study["heads"])
+    if reduced:
+        model_settings |= study["reduced"]["model"]
+        training |= study["reduced"]["training"]
+        heads |= study["reduced"]["heads"]
     transformers.set_seed(seed)
     model, _ = LLMSRecForSequentialRecommendation.from_parts(
         llm, teacher, data.catalogue, data.fingerprint, domain=study["datasets"][dataset]["domain"], **model_settings
@@ -148,9 +153,12 @@ def train_llm(study, dataset, method, data, split, validation, teacher, llm, see
 
     aligned = first_stage if model.config.item_vectors == "aligned" else None
     notes = fit(DistillationTrainer, model, arguments, split, validation, deadline, aligned)
-    if notes is not None:
-        notes |= {"preset": own["preset"], "model": model_settings, "training": training, "llm": Path(llm).name}
-    return model, notes
+    if notes is None:
+        return model, None
+    notes |= {"preset": own["preset"], "model": model_settings, "training": training, "llm": Path(llm).name}
+    second = heads_arguments(arguments, **heads)
+    notes["heads"] = fit(DistillationTrainer, model, second, split, validation, deadline)
+    return model, None if notes["heads"] is None else notes | {"heads": notes["heads"] | {"training": heads}}
 
 
 def stored_candidates(path: Path, rows, num_items: int) -> Candidates:

@@ -25,7 +25,8 @@ CUTOFFS = (1, 2, 5, 10, 20, 50)
 # What differs from the preset of LLM-SRec so that part two takes minutes on two cores; chosen on the validation part (docs/LOG.md).
 PROMPTS: dict[str, Any] = {"history_length": 4, "user_vector": True}
 DISTILLATION: dict[str, Any] = {"per_device_train_batch_size": 32}
-WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)  # of LLM-SRec's scores beside SASRec's
+HEAD_EPOCHS = 40
+WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)  # of LLM-SRec's scores beside SASRec's
 VALIDATION_VIEWERS = 500
 
 
@@ -59,7 +60,7 @@ def make_parser(
         help="Hub id or folder of the language model of part two (default: the MiniLM encoder of the extra `demo`).",
     )
     parser.add_argument(
-        "--llm-steps", "--llm_steps", type=int, default=300, help="Training steps of LLM-SRec (default: 300)."
+        "--llm-steps", "--llm_steps", type=int, default=100, help="Steps of LLM-SRec's first training (default: 100)."
     )
     parser.add_argument("--seed", type=int, default=0, help="Seed of world and training (default: 0).")
     return parser
@@ -229,6 +230,7 @@ def _part_two(args: argparse.Namespace, folder: Path, world: _World, llm: str) -
     from hf_seqrec.modeling import LLMSRecForSequentialRecommendation
     from hf_seqrec.presets import load_preset
     from hf_seqrec.trainers import DistillationTrainer
+    from hf_seqrec.trainers.distillation import heads_arguments
 
     data, split = world.data, world.split
     preset = load_preset("llm_srec", "default")
@@ -253,9 +255,23 @@ def _part_two(args: argparse.Namespace, folder: Path, world: _World, llm: str) -
             DistillationTrainer, model, split.train, validation, folder / "checkpoints", args.seed,
             {
                 **preset.training, **DISTILLATION, "max_steps": args.llm_steps, "eval_strategy": "steps", "save_strategy": "steps",
-                "logging_strategy": "steps", **dict.fromkeys(("eval_steps", "save_steps", "logging_steps"), max(1, args.llm_steps // 4)),
+                "logging_strategy": "steps", **dict.fromkeys(("eval_steps", "save_steps", "logging_steps"), max(1, args.llm_steps // 2)),
             },
         )  # fmt: skip
+        print(
+            "What goes into the language model stays as it is from now on, so that its states are computed once for each film and each "
+            f"history; the maps behind it train on, {HEAD_EPOCHS} epochs with all films as candidates."
+        )
+        settings = {
+            **preset.training, **DISTILLATION, "eval_strategy": "epoch", "save_strategy": "epoch", "logging_strategy": "epoch",
+        }  # fmt: skip
+        arguments = heads_arguments(
+            DistillationTrainer.training_args_class(
+                str(folder / "checkpoints"), seed=args.seed, use_cpu=True, **settings
+            ),
+            HEAD_EPOCHS,
+        )
+        trainer = _run(DistillationTrainer, model, split.train, validation, arguments)
 
     with _step("7. With and without the language model, by how often the next film was watched in training"):
         watched = np.bincount(split.train.item_index, minlength=data.catalogue.num_items + 1)
@@ -263,7 +279,7 @@ def _part_two(args: argparse.Namespace, folder: Path, world: _World, llm: str) -
         print(
             f"SASRec + LLM-SRec adds up the scores of both, each brought to mean 0 and deviation 1 over the films, LLM-SRec's times "
             f"{both.weight:g} (of {', '.join(f'{weight:g}' for weight in WEIGHTS)} the best on validation). Of a film that nobody watched "
-            "SASRec knows nothing; its part is then 0."
+            "SASRec knows nothing; LLM-SRec's score stands alone there."
         )
         models = {"SASRec": world.model, "LLM-SRec": model, "SASRec + LLM-SRec": both}
         measured = {
@@ -306,7 +322,10 @@ def _choose_sum(teacher: Any, student: Any, watched: Any, validation: Any, proto
     from hf_seqrec.evaluation import RankingEvaluator
 
     class SumOfScores(torch.nn.Module):
-        """Scores of the teacher plus those of the student times `weight`, both standardised over the catalogue."""
+        """Scores of the teacher plus those of the student times `weight`, both standardised over the catalogue.
+
+        For an item that training never met, of which the teacher's score says nothing, the student's alone.
+        """
 
         is_dot_product = False
 
@@ -318,8 +337,9 @@ def _choose_sum(teacher: Any, student: Any, watched: Any, validation: Any, proto
         def score(self, input_ids: torch.Tensor, candidates: torch.Tensor | None = None) -> torch.Tensor:
             first, second = (one.score(input_ids)[:, 1:].float() for one in (self.teacher, self.student))
             known = first[:, self.known]
-            first = torch.where(self.known, (first - known.mean(1, True)) / known.std(1, keepdim=True), 0.0)
-            scores = first + self.weight * (second - second.mean(1, True)) / second.std(1, keepdim=True)
+            first = (first - known.mean(1, True)) / known.std(1, keepdim=True)
+            second = (second - second.mean(1, True)) / second.std(1, keepdim=True)
+            scores = torch.where(self.known, first + self.weight * second, second)
             scores = torch.cat([scores.new_full((len(scores), 1), -torch.inf), scores], 1)
             return scores if candidates is None else scores.gather(1, candidates)
 
@@ -370,19 +390,24 @@ def _train(
     training: dict[str, Any],
 ) -> Any:
     """Trains in place and returns the trainer."""
+    training_args = trainer_class.training_args_class(output_dir=str(checkpoints), **training, seed=seed, use_cpu=True)
+    return _run(trainer_class, model, train, validation, training_args)
+
+
+def _run(trainer_class: Any, model: Any, train: Any, validation: Any, training_args: Any) -> Any:
+    """The same with ready arguments."""
     import shutil
 
     from transformers import PrinterCallback, ProgressCallback
 
     from hf_seqrec.scripts.reporting import EpochLines
 
-    training_args = trainer_class.training_args_class(output_dir=str(checkpoints), **training, seed=seed, use_cpu=True)
     trainer = trainer_class(model, training_args, train_dataset=train, eval_dataset=validation)
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(EpochLines())
     trainer.train()
-    shutil.rmtree(checkpoints)  # the best one is in the model now
+    shutil.rmtree(training_args.output_dir)  # the best one is in the model now
     return trainer
 
 

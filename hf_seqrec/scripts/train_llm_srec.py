@@ -14,6 +14,7 @@ accelerate launch -m hf_seqrec.scripts.train_llm_srec --dataset data/scientific 
 """
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -60,6 +61,7 @@ class LLMSRecScriptArguments(ScriptArguments):
         num_sampled: Negatives per test row in the record on sampled candidates; 0 leaves this record out.
         candidates_seed: Seed of these candidates.
         aligned_epochs: Epochs of A-LLMRec's first stage.
+        head_epochs: Epochs of a second training, of the heads alone, in which the LLM encodes every prompt once; 0: none.
     """
 
     llm: str = field(metadata={"help": "Hub id or folder of the language model."})
@@ -77,6 +79,10 @@ class LLMSRecScriptArguments(ScriptArguments):
     candidates_seed: int = field(default=0, metadata={"help": "Seed of the sampled candidates."})
     aligned_epochs: int = field(
         default=10, metadata={"help": "Epochs of A-LLMRec's first stage (item_vectors=aligned)."}
+    )
+    head_epochs: float = field(
+        default=0.0,
+        metadata={"help": "Epochs of a second training, of the heads alone, over states of the LLM that are kept."},
     )
 
 
@@ -143,6 +149,8 @@ def main(script_args: LLMSRecScriptArguments, training_args: Any, model_args: An
     from hf_seqrec.modeling import LLMSRecForSequentialRecommendation
     from hf_seqrec.trainers import DistillationTrainer
     from hf_seqrec.trainers.a_llmrec import train_aligned_items
+    from hf_seqrec.trainers.base import last_whole_checkpoint
+    from hf_seqrec.trainers.distillation import heads_arguments
 
     # Everything that can be wrong is looked at before the first step of training.
     if not script_args.llm:
@@ -191,6 +199,17 @@ def main(script_args: LLMSRecScriptArguments, training_args: Any, model_args: An
         notes["first_stage"] = losses[-1] if losses else None
     trainer.train(resume_from_checkpoint=resume)
     notes |= what_training_did(trainer)
+    if script_args.head_epochs:
+        second = heads_arguments(training_args, script_args.head_epochs)
+        heads = make_trainer(DistillationTrainer, model, second, split, processor)
+        try:
+            checkpoint = last_whole_checkpoint(second.output_dir) if resume else None
+        except ValueError:  # the run ended before the heads had one
+            checkpoint = None
+        heads.train(resume_from_checkpoint=checkpoint)
+        notes["heads"] = what_training_did(heads)
+        if heads.is_world_process_zero():
+            shutil.rmtree(second.output_dir, ignore_errors=True)  # the best one is in the model now
     notes["training_seconds"] = round(time.perf_counter() - begin, 2)
     base_model = None if os.path.isdir(script_args.llm) else script_args.llm
     finish(

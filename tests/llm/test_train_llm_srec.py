@@ -118,7 +118,7 @@ def test_the_other_commands_take_the_folder(trained, dataset, hub, tmp_path, cap
 
 def test_a_resumed_run_ends_like_an_uninterrupted_one(command, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    # With the stage before training, which a resumed run must not repeat, and with random prefixes.
+    # With the stage before training, which a resumed run must not repeat, with random prefixes, and the heads afterwards.
     common = [
         *command,
         "--item_vectors",
@@ -129,11 +129,14 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(command, tmp_path):
         "constant",
         "--output_dir",
     ]
-    assert main([*common, str(whole)]) == 0
+    heads = ["--head_epochs", "2"]
+    assert main([*common, str(whole), *heads]) == 0
     assert main([*common, str(cut), "--num_train_epochs", "1"]) == 0
     assert not equal_weights(whole, cut)
-    assert main([*common, str(cut), "--resume_from_checkpoint", "last"]) == 0
+    assert main([*common, str(cut), *heads, "--resume_from_checkpoint", "last"]) == 0
     assert equal_weights(whole, cut)
+    assert EvaluationRecord.load(cut / "records" / "test.json").notes["heads"]["epochs"] == 2
+    assert not (cut / "heads").exists()
 
 
 def test_the_run_file_makes_the_same_model_again(command, tmp_path):
