@@ -265,12 +265,9 @@ def _part_two(args: argparse.Namespace, folder: Path, world: _World, llm: str) -
         settings = {
             **preset.training, **DISTILLATION, "eval_strategy": "epoch", "save_strategy": "epoch", "logging_strategy": "epoch",
         }  # fmt: skip
-        arguments = heads_arguments(
-            DistillationTrainer.training_args_class(
-                str(folder / "checkpoints"), seed=args.seed, use_cpu=True, **settings
-            ),
-            HEAD_EPOCHS,
-        )
+        checkpoints = str(folder / "checkpoints")
+        first = DistillationTrainer.training_args_class(checkpoints, seed=args.seed, use_cpu=True, **settings)
+        arguments = heads_arguments(first, HEAD_EPOCHS, output_dir=checkpoints)
         trainer = _run(DistillationTrainer, model, split.train, validation, arguments)
 
     with _step("7. With and without the language model, by how often the next film was watched in training"):

@@ -103,6 +103,7 @@ def test_the_demo_tells_what_it_did(demo):
         f"{folder}/plots/learning-curve.png",
         f"{folder}/plots/ndcg-by-popularity.png",
         "The language model tiny-bert and SASRec stay as they are",
+        "states are computed once for each film",
         "Place of that film among all films: SASRec ",
         "seqrec data build movielens",
     ):
@@ -126,7 +127,7 @@ def test_the_printed_gains_are_those_of_the_records(demo):
     assert groups[0].group("never seen").num_rows == never_seen > 0
 
 
-def test_the_sum_of_scores_knows_nothing_of_films_that_nobody_watched():
+def test_the_sum_of_scores_takes_the_student_s_alone_for_films_that_nobody_watched():
     class Fixed(torch.nn.Module):
         config = None
 
@@ -139,14 +140,15 @@ def test_the_sum_of_scores_knows_nothing_of_films_that_nobody_watched():
 
     sequences = Sequences(np.array([1, 2, 3, 4]), np.array([0, 4]), None, pa.array(["ann"]))
     rows = EvaluationSet(sequences, np.array([0]), np.array([0]), np.array([3]), np.array([4]))
-    teacher, student = Fixed([3.0, 1.0, -1.0, *[-9.0] * 7]), Fixed([0.0, 0.0, 0.0, 1.0, *[0.0] * 6])
-    watched = np.array([0, 5, 2, 1, *[0] * 7])
+    teacher, student = Fixed([3.0, 1.0, -1.0, 1.0, *[-9.0] * 6]), Fixed([0.0, 0.0, 0.0, 1.0, *[0.0] * 6])
+    watched = np.array([0, 5, 2, 1, 3, *[0] * 6])
     both = script._choose_sum(
         teacher, student, watched, rows, Protocol(part="validation", exclude_seen=False, cutoffs=(10,))
     )
     assert both.weight == 0.5  # the smallest of the list that puts film 4 before film 1
     student_part = (student.scores[0, 1:] - 0.1) / student.scores[0, 1:].std()
-    expected = torch.tensor([1.0, 0.0, -1.0, *[0.0] * 7]) + 0.5 * student_part
+    teacher_part = torch.tensor([2.0, 0.0, -2.0, 0.0]) / torch.tensor([3.0, 1.0, -1.0, 1.0]).std()
+    expected = torch.cat([teacher_part + 0.5 * student_part[:4], student_part[4:]])
     torch.testing.assert_close(both.score(torch.tensor([[1]]))[0, 1:], expected)
 
 
