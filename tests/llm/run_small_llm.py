@@ -22,7 +22,7 @@ def run(model, folder, batch_size):
     split = leave_one_out(Sequences(items, offsets, None, pa.array([f"u{number}" for number in range(24)])))
     model = LLMSRecForSequentialRecommendation.from_pretrained(model)
     args = DistillationTrainingArguments(
-        str(folder), per_device_train_batch_size=batch_size, num_train_epochs=2, learning_rate=0.1, optim="sgd",
+        str(folder), per_device_train_batch_size=batch_size, num_train_epochs=2, learning_rate=0.02, optim="sgd",
         lr_scheduler_type="constant", max_grad_norm=0.0, eval_strategy="epoch", save_strategy="no", disable_tqdm=True,
         load_best_model_at_end=False, early_stopping_patience=0, use_cpu=True, logging_strategy="steps", logging_steps=1,
         cutoffs=[1, 5], metric_for_best_model="ndcg@5",

@@ -106,6 +106,8 @@ def trainer_of(make, sequences, folder, steps=4):
         str(folder), max_steps=steps, per_device_train_batch_size=6, learning_rate=1e-2, eval_strategy="no",
         save_strategy="steps", save_steps=1, save_total_limit=4, load_best_model_at_end=False, use_cpu=True,
         lr_scheduler_type="constant", disable_tqdm=True, logging_strategy="no",
+        # A shift of all item vectors has no gradient but rounding, which Adam would blow up to whole steps.
+        adam_epsilon=1e-3,
     )  # fmt: skip
     return DistillationTrainer(
         model, args, train_dataset=leave_one_out(sequences).train, processing_class=processor
