@@ -112,6 +112,11 @@ class NextItemTrainer(SeqRecTrainer):
     @staticmethod
     def make_dataset(model, args: NextItemTrainingArguments, sequences: Sequences) -> SequenceDataset:
         """Rows for a model's supervision."""
+        if args.prefixes_per_sequence and model.supervision != "last_position":
+            raise ValueError(
+                f"`prefixes_per_sequence` is for models trained on prefixes; {type(model).__name__} learns at every position of a "
+                "sequence: leave it at 0 (`crop` varies its windows)."
+            )
         return SequenceDataset(
             sequences,
             model.config.max_length,

@@ -293,3 +293,13 @@ def test_a_diverged_model_is_an_error_in_evaluation_not_a_number(make_model, mak
         model.model.item_encoder.id_embedding.weight[5] = torch.nan
     with pytest.raises(ValueError, match="NaN"):
         make_trainer(model).evaluate()
+
+
+def test_prefixes_of_a_model_that_learns_at_every_position_are_refused(split, tmp_path):
+    model = SASRecForSequentialRecommendation(SASRecConfig(num_items=100, hidden_size=8, max_length=5))
+    with pytest.raises(ValueError, match="SASRecForSequentialRecommendation learns at every position"):
+        NextItemTrainer(
+            model,
+            NextItemTrainingArguments(str(tmp_path), prefixes_per_sequence=2, use_cpu=True),
+            train_dataset=split.train,
+        )
