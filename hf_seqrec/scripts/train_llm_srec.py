@@ -7,6 +7,7 @@ The preset gives the defaults, `--config file.yaml` overrides them, the command 
 Presets: default, paper, paper-code, and the baselines tallrec, llara, collm, a_llmrec.
 
 seqrec train llm-srec --dataset data/scientific --teacher sasrec-out --llm meta-llama/Llama-3.2-3B-Instruct --output_dir out
+seqrec train llm-srec --dataset data/scientific --teacher sasrec-out --llm LLM --output_dir out --head_epochs 40
 seqrec train llm-srec --dataset data/scientific --llm LLM --preset tallrec --output_dir tallrec
 seqrec train llm-srec --dataset data/ml-1m --domain movie --teacher sasrec-out --llm LLM --output_dir out --shuffle_training 0
 seqrec train --config out/run.yaml --output_dir again
