@@ -14,7 +14,6 @@ dates; `labels` (batch, length), -100 ignored; `negatives` (batch, length or 1, 
 Trains with: `DistillationTrainer`, on the last position of a row or on every prefix.
 """
 
-import copy
 import os
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -41,7 +40,7 @@ from .llm import (
 )
 from .llm_processing import LLMSequentialRecommendationProcessor
 from .prompting import PromptProgram, Slot
-from .teacher import build_teacher, check_teacher, freeze_teacher, load_teacher, restore_teacher, teacher_fingerprint
+from .teacher import adopt_teacher, build_teacher, freeze_teacher, restore_teacher
 
 
 ITEM_VECTORS = ("none", "teacher", "aligned")
@@ -277,26 +276,16 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
         reads += ["item_vectors"] if options.get("item_vectors", "teacher") != "none" else []
         if teacher is None and reads:
             raise ValueError(f"{' and '.join(reads)} need a teacher: give `teacher`, or switch them off.")
-        taught: Any = teacher
-        if isinstance(teacher, str | os.PathLike):
-            name = str(teacher)
-            teacher_revision = resolve_revision(name, teacher_revision)
-            taught = load_teacher(name, teacher_revision)
-            # A folder is found on this machine only, so its weights travel with the model.
-            options = {"store_teacher": os.path.isdir(name), **options}
-            options["teacher_name_or_path"] = None if os.path.isdir(name) and options["store_teacher"] else name
-            options["teacher_revision"] = teacher_revision
-        elif teacher is not None:
-            taught = copy.deepcopy(
-                teacher
-            )  # it will be frozen, and must not change when the caller's goes on training
-            options = {"store_teacher": True, **options}
-        if taught is not None:
-            check_teacher(taught, len(catalogue.item_ids), data_fingerprint)
-            options |= {
-                "teacher_fingerprint": teacher_fingerprint(taught),
-                "teacher_config": config_as_dict(taught.config),
-            }
+        taught = None
+        if teacher is not None:
+            taught, found = adopt_teacher(
+                teacher,
+                len(catalogue.item_ids),
+                data_fingerprint,
+                teacher_revision,
+                options.pop("store_teacher", None),
+            )
+            options |= found
         llm_revision = resolve_revision(str(llm), llm_revision)
         model = load_llm(
             str(llm), llm_revision, options.get("llm_dtype", "auto"), options.get("llm_attn_implementation"),
