@@ -99,7 +99,7 @@ class EpochLines(ProgressCallback):
         evaluates = args.eval_strategy != "no"
         if (metric if evaluates else "loss") not in logs:
             return
-        line = f"epoch {state.epoch:g}"
+        line = f"epoch {round(state.epoch, 2):g}"
         if self.loss is not None:
             line += f"   loss {self.loss:.4f}"
         if evaluates:
