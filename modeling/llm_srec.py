@@ -433,7 +433,7 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
             raise ValueError(f"`items` must be item_index 1 … {self.config.num_items}, at least one.")
         self.known_items.zero_()
         self.known_items[torch.from_numpy(np.unique(items)).to(self.known_items.device, torch.long)] = True
-        self._teacher_table = None
+        self._teacher_table = self._table = self._items = self._users = None
         if self.config.item_vectors == "aligned":
             self.update_item_latents()
 
@@ -448,7 +448,7 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
             with torch.inference_mode(False), torch.no_grad():
                 table = self.teacher.item_representations().detach().float()
                 known = self.known_items[: len(table)].unsqueeze(-1)
-                mean = (table * known).sum(0) / known.sum()
+                mean = (table * known).sum(0) / known.sum().clamp(min=1)
                 self._teacher_table = key, torch.where(known, table, mean)
         return self._teacher_table[1]
 

@@ -171,6 +171,10 @@ def test_the_slot_of_an_unknown_item_does_not_read_the_teacher_s_vector_of_it(ma
         model.teacher.model.item_encoder.id_embedding.weight[1:3] += 1
     model.update_item_latents() if item_vectors == "aligned" else None
     assert not torch.allclose(model.encode_items(known), before[1])
+    # As many other items: nothing that was kept may answer for them.
+    kept = model.item_representations()
+    model.set_known_items(np.arange(5, 13))
+    assert not torch.allclose(model.item_representations()[9:], kept[9:])
     with pytest.raises(ValueError, match="must be item_index 1 … 12"):
         model.set_known_items(np.array([0, 3]))
 
