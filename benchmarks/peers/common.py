@@ -1,7 +1,9 @@
 """What every training script shares: the data, the clock, the judge and the line it prints.
 
-Each script trains SASRec with one library, in that library's own environment, so this file needs numpy and torch only. All libraries are given the same sequences and are judged by the same code: after every epoch the clock stops, the
-validation items are ranked against the whole catalogue with the history masked, and the clock goes on.
+Each script trains SASRec with one library, in that library's own environment, so this file needs numpy and torch only. All
+libraries are given the same sequences and are judged by the same code: after every epoch the clock stops, the validation items
+are ranked against the whole catalogue with the history masked, after a new best also the test items (for the record, nothing
+is chosen by them), and the clock goes on.
 """
 
 import argparse
@@ -46,12 +48,16 @@ class Interactions:
 
     def train_sequences(self) -> list[np.ndarray]:
         """Training items of every user, oldest first."""
-        training = self.part == 0
-        return np.split(self.item[training], np.flatnonzero(np.diff(self.user[training])) + 1)
+        return self.histories(1)
 
-    def validation_targets(self) -> np.ndarray:
-        """The validation item of every user, shape (users,)."""
-        return self.item[self.part == 1]
+    def histories(self, part: int) -> list[np.ndarray]:
+        """What comes before the item of that part, for every user, oldest first."""
+        before = self.part < part
+        return np.split(self.item[before], np.flatnonzero(np.diff(self.user[before])) + 1)
+
+    def targets(self, part: int) -> np.ndarray:
+        """The item of that part of every user, shape (users,)."""
+        return self.item[self.part == part]
 
 
 def left_padded(histories: list[np.ndarray], length: int, padding: int = 0) -> torch.Tensor:
@@ -62,30 +68,44 @@ def left_padded(histories: list[np.ndarray], length: int, padding: int = 0) -> t
     return torch.from_numpy(batch)
 
 
-def masked_ndcg(score: Callable[[list[np.ndarray]], torch.Tensor], data: Interactions, batch_size: int = 256) -> float:
-    """NDCG@10 of the validation items, full ranking, items of the history masked, ties at their average rank.
+def ranks(
+    score: Callable[[list[np.ndarray]], torch.Tensor],
+    histories: list[np.ndarray],
+    targets: np.ndarray,
+    masked: bool = True,
+    batch_size: int = 256,
+) -> torch.Tensor:
+    """Rank of every user's target in the whole catalogue from 0, ties at their average rank, infinite where it cannot be reached.
 
     Args:
         score: Takes a batch of histories and answers (batch, num_items + 1) scores; column 0 is never read.
-        data: The interactions.
+        histories: Items of every user, oldest first.
+        targets: The item to rank, shape (users,).
+        masked: Whether items of the history are left out.
         batch_size: Users per call.
     """
-    histories, targets = data.train_sequences(), torch.from_numpy(data.validation_targets().astype(np.int64))
-    gains = []
+    found = []
     for start in range(0, len(histories), batch_size):
         batch = histories[start : start + batch_size]
-        target = targets[start : start + batch_size, None]
+        target = torch.from_numpy(targets[start : start + batch_size, None].astype(np.int64))
         scores = score(batch).float().clone()
         scores[:, 0] = -torch.inf
-        rows = torch.arange(len(batch)).repeat_interleave(torch.tensor([len(history) for history in batch]))
-        scores[rows, torch.from_numpy(np.concatenate(batch).astype(np.int64))] = -torch.inf
+        if masked:
+            rows = torch.arange(len(batch)).repeat_interleave(torch.tensor([len(history) for history in batch]))
+            scores[rows, torch.from_numpy(np.concatenate(batch).astype(np.int64))] = -torch.inf
         if scores.isnan().any():
             raise ValueError("the model answered NaN scores")
         own = scores.gather(1, target)
         better, equal = (scores > own).sum(1), (scores == own).sum(1) - 1
-        rank = better + equal / 2
-        gains.append(torch.where((rank < CUTOFF) & own.isfinite()[:, 0], 1 / torch.log2(rank + 2), torch.zeros(())))
-    return float(torch.cat(gains).double().mean())
+        found.append(torch.where(own.isfinite()[:, 0], better + equal / 2, torch.inf))
+    return torch.cat(found).double()
+
+
+def quality(ranks: torch.Tensor) -> dict[str, float]:
+    """HR@10 and NDCG@10 of ranks that start from 0."""
+    hit = ranks < CUTOFF
+    gain = torch.where(hit, 1 / torch.log2(ranks + 2), 0.0)
+    return {"hr@10": float(hit.double().mean()), "ndcg@10": float(gain.mean())}
 
 
 def arguments() -> argparse.Namespace:
@@ -128,6 +148,7 @@ class Progress:
     def __init__(self, args: argparse.Namespace, data: Interactions, library: str):
         self.args, self.data, self.library = args, data, library
         self.epochs: list[dict[str, float]] = []
+        self.test: dict[str, dict[str, float]] = {}
         self.prepare_cpu_s = 0.0
         self.mark = time.process_time()
 
@@ -140,7 +161,13 @@ class Progress:
         """Judge the model after an epoch; True when training should stop early."""
         trained = time.process_time()
         with torch.no_grad():
-            value = masked_ndcg(score, self.data)
+            value = quality(ranks(score, self.data.histories(1), self.data.targets(1)))["ndcg@10"]
+            if all(value > epoch["ndcg@10"] for epoch in self.epochs):
+                histories, targets = self.data.histories(2), self.data.targets(2)
+                self.test = {
+                    name: quality(ranks(score, histories, targets, masked=name == "masked"))
+                    for name in ("masked", "unmasked")
+                }
         judged = time.process_time()
         self.epochs.append({"train_cpu_s": trained - self.mark, "judge_cpu_s": judged - trained, "ndcg@10": value})
         print(
@@ -174,6 +201,7 @@ class Progress:
             "prepare_cpu_s": self.prepare_cpu_s,
             "epochs": self.epochs,
             "best_epoch": self.best_epoch,
+            "test_of_best_epoch": self.test,
             "stopped_by_limit": self.out_of_time,
             # Linux counts in KiB, macOS in bytes.
             "peak_rss_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 
-FUSIONS = ("gate", "concat", "add", "init")
+FUSIONS = ("gate", "concat", "add", "init", "align")
 CONTROLS = ("noise", "teacher", "groups", "text")
 
 
@@ -22,7 +22,8 @@ class ItemFeatureArguments:
         control: What of a P2Rec run stands in for its enhanced vectors: `noise`, `teacher`, `text`, or `groups`, the paper's variant
             CI, which adds a learnable vector per group instead of using `fusion`.
         fusion: How they join, see [`~hf_seqrec.modeling.ItemEncoder`]; `init` starts the ID table from their principal axes, as
-            LLM2BERT4Rec does.
+            LLM2BERT4Rec does; `align` moves the new ID table towards them by contrast before training, as CTRL does
+            ([`~hf_seqrec.trainers.align_items_with_texts`] with its defaults).
         scale_item_features: Move them to the mean 0 and a mean squared length of 1 first; off for one-hot groups.
     """
 
@@ -43,7 +44,10 @@ class ItemFeatureArguments:
     )
     fusion: str = field(
         default="gate",
-        metadata={"help": "How they join: gate, concat, add, or init (principal axes as start values, LLM2BERT4Rec)."},
+        metadata={
+            "help": "How they join: gate, concat, add, init (principal axes as start values, LLM2BERT4Rec), or align (the ID table "
+            "meets them by contrast before training, CTRL)."
+        },
     )
     scale_item_features: bool = field(
         default=True, metadata={"help": "Move them to mean 0 and a mean squared length of 1 first."}
@@ -56,7 +60,7 @@ class ItemFeatures:
 
     Attributes:
         vectors: The [`~hf_seqrec.item_vectors.ItemVectors`].
-        fusion: `gate`, `concat`, `add` or `init`.
+        fusion: `gate`, `concat`, `add`, `init` or `align`.
         scale: Whether they are centred and scaled.
     """
 
@@ -113,6 +117,8 @@ class ItemFeatures:
         """Fields of the recommender's configuration."""
         if self.fusion == "init":
             return {"fusion": "init"}
+        if self.fusion == "align":
+            return {"fusion": "none"}
         return {"fusion": self.fusion, "item_features": {"item": self.vectors.width}}
 
     @property
@@ -143,10 +149,20 @@ class ItemFeatures:
         values = self.vectors.read(catalogue=catalogue)
         return torch.from_numpy(centre_and_scale(values, training_items) if self.scale else values)
 
-    def give(self, model, values) -> None:
-        """Put what `read` returned into a new model."""
+    def give(self, model, values, seed: int = 0) -> None:
+        """Put what `read` returned into a new model.
+
+        Args:
+            model: The new backbone.
+            values: From [`read`].
+            seed: Of the alignment, with `align`.
+        """
         encoder = model.model.item_encoder
         if self.fusion == "init":
             encoder.initialize_from(values, std=model.config.initializer_range)
+        elif self.fusion == "align":
+            from hf_seqrec.trainers import align_items_with_texts
+
+            align_items_with_texts(model, values, seed=seed)
         else:
             encoder.set_features("item", values)

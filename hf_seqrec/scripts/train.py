@@ -323,7 +323,7 @@ def main(script_args: BackboneScriptArguments, training_args: Any, model_args: A
         set_seed(training_args.seed)
         model = head(config)
         if features:
-            features.give(model, vectors)
+            features.give(model, vectors, training_args.seed)
         if training_args.process_index == 0:
             print(f"{head.__name__} with {model.num_parameters():,} parameters")
         trainer = make_trainer(NextItemTrainer, model, training_args, split, processor)

@@ -109,6 +109,26 @@ def test_init_starts_from_principal_axes(world, vectors, tmp_path):
     assert table.std().item() == pytest.approx(0.02, rel=0.1)
 
 
+def test_align_moves_the_table_towards_the_vectors_and_leaves_nothing_of_them_in_the_model(world, vectors, tmp_path):
+    still = ("--item_features", str(vectors.folder), "--fusion", "align", "--learning_rate", "1e-9")
+    assert train(world, tmp_path / "out", *still) == 0
+    assert train(world, tmp_path / "plain", "--learning_rate", "1e-9") == 0
+    model, _ = load_recommender(tmp_path / "out")
+    assert model.config.fusion == "none"
+    assert not model.config.item_features
+
+    def agreement(folder):
+        table = load_file(folder / "model.safetensors")["model.item_encoder.id_embedding.weight"][1:].numpy()
+        parts = [one - one.mean(0) for one in (table, vectors.read())]
+        parts = [one / np.linalg.norm(one, axis=1, keepdims=True) for one in parts]
+        above = np.triu_indices(len(table), 1)
+        return np.corrcoef(*((part @ part.T)[above] for part in parts))[0, 1]
+
+    assert abs(agreement(tmp_path / "plain")) < 0.1 < 0.2 < agreement(tmp_path / "out")
+    record = EvaluationRecord.load(tmp_path / "out" / "records" / "test.json")
+    assert record.notes["item_features"]["fusion"] == "align"
+
+
 def test_what_does_not_fit_is_refused_before_anything_is_written(world, vectors, tmp_path, capsys):
     other = write_item_vectors(tmp_path / "other", ["a", "b"], {"vector": np.eye(2)}, {"kind": "other"})
     for options, message in (

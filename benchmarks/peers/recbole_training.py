@@ -1,4 +1,7 @@
-"""SASRec with RecBole: its own prefix rows (one row per training position) and its own trainer."""
+"""SASRec with RecBole: its own prefix rows (one row per training position) and its own trainer.
+
+`--variant gru4rec` trains its GRU4Rec instead, with the sizes and the dropout of its own settings file.
+"""
 
 import os
 import tempfile
@@ -9,9 +12,11 @@ import numpy as np
 import torch
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
-from recbole.model.sequential_recommender import SASRec
 from recbole.trainer import Trainer
-from recbole.utils import init_seed
+from recbole.utils import get_model, init_seed
+
+
+MODELS = {"": "SASRec", "gru4rec": "GRU4Rec"}
 
 
 class JudgedTrainer(Trainer):
@@ -46,6 +51,9 @@ class JudgedTrainer(Trainer):
 
 def main() -> None:
     args = common.arguments()
+    if args.variant not in MODELS:
+        raise ValueError(f"unknown --variant {args.variant!r}: choose one of {', '.join(map(repr, MODELS))}")
+    name_of_model = MODELS[args.variant]
     data = common.Interactions.read(args.data)
     progress = common.Progress(args, data, "recbole")
     with tempfile.TemporaryDirectory() as folder:
@@ -65,12 +73,6 @@ def main() -> None:
             "show_progress": False,
             "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
             "MAX_ITEM_LIST_LENGTH": args.max_length,
-            "n_layers": args.layers,
-            "n_heads": args.heads,
-            "hidden_size": args.hidden_size,
-            "inner_size": args.hidden_size,
-            "hidden_dropout_prob": args.dropout,
-            "attn_dropout_prob": args.dropout,
             "loss_type": "CE",
             "train_neg_sample_args": None,
             "learning_rate": args.learning_rate,
@@ -79,12 +81,21 @@ def main() -> None:
             "stopping_step": args.epochs,
             "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
         }
-        config = Config(model="SASRec", dataset=name, config_dict=settings)
+        if name_of_model == "SASRec":
+            settings |= {
+                "n_layers": args.layers,
+                "n_heads": args.heads,
+                "hidden_size": args.hidden_size,
+                "inner_size": args.hidden_size,
+                "hidden_dropout_prob": args.dropout,
+                "attn_dropout_prob": args.dropout,
+            }
+        config = Config(model=name_of_model, dataset=name, config_dict=settings)
         init_seed(config["seed"], config["reproducibility"])
         torch.set_num_threads(args.threads)
         dataset = create_dataset(config)
         train_data, valid_data, _ = data_preparation(config, dataset)
-        model = SASRec(config, train_data.dataset)
+        model = get_model(name_of_model)(config, train_data.dataset)
         trainer = JudgedTrainer(config, model, dataset, progress)
         progress.start()
         trainer.fit(train_data, valid_data, verbose=False, saved=False)
