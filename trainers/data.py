@@ -17,6 +17,7 @@ from hf_seqrec.data import Sequences
 
 
 IGNORE_INDEX = -100
+CROPS = ("last", "random", "sliding")
 
 
 class SequenceDataset(Dataset):
@@ -27,7 +28,9 @@ class SequenceDataset(Dataset):
         max_length: Positions a model sees; a row holds up to `max_length + 1` items, input and target overlapping.
         rows: What a row is: `"sequence"` (a user's whole sequence: causal and cloze models train every position of it in
             one pass) or `"prefix"` (a history and the one item after it, for models that are not causal).
-        crop: Which part of a sequence longer than a row is taken: `"last"`, or `"random"`, anew every epoch.
+        crop: What an epoch sees of a sequence that is longer than a row: the `"last"` part; a `"random"` part, drawn anew every epoch;
+            or all of it in `"sliding"` windows that overlap by half: every item is a target once per epoch, and from the second
+            window on at least `max_length // 2` items precede a target. Where windows are cut moves with the epoch.
         prefixes_per_sequence: With `rows="prefix"`, how many prefixes of each sequence an epoch visits, drawn anew every
             epoch; None visits all.
         seed: Key of all random choices, together with epoch and row.
@@ -47,8 +50,8 @@ class SequenceDataset(Dataset):
     ):
         if rows not in ("sequence", "prefix"):
             raise ValueError(f"`rows` must be 'sequence' or 'prefix', got {rows!r}.")
-        if crop not in ("last", "random"):
-            raise ValueError(f"`crop` must be 'last' or 'random', got {crop!r}.")
+        if crop not in CROPS:
+            raise ValueError(f"`crop` must be one of {', '.join(CROPS)}, got {crop!r}.")
         if prefixes_per_sequence is not None and prefixes_per_sequence < 1:
             raise ValueError(f"`prefixes_per_sequence` must be at least 1 or None, got {prefixes_per_sequence}.")
         self.sequences, self.max_length, self.rows, self.crop, self.seed = sequences, max_length, rows, crop, seed
@@ -61,10 +64,14 @@ class SequenceDataset(Dataset):
             raise ValueError(f"none of the {len(sequences)} training sequences has two items, nothing can be learned.")
         if rows == "prefix" and prefixes_per_sequence is None:
             self.prefix_starts = np.concatenate([[0], np.cumsum(lengths[self.users] - 1)])
+        if rows == "sequence" and crop == "sliding":
+            self.stride = max(1, max_length // 2)
+            beyond = np.maximum(lengths[self.users] - 1 - max_length, 0)
+            self.window_starts = np.concatenate([[0], np.cumsum(1 - (-beyond // self.stride))])
 
     def __len__(self) -> int:
         if self.rows == "sequence":
-            return len(self.users)
+            return int(self.window_starts[-1]) if self.crop == "sliding" else len(self.users)
         if self.prefixes_per_sequence is None:
             return int(self.prefix_starts[-1])
         return len(self.users) * self.prefixes_per_sequence
@@ -79,15 +86,19 @@ class SequenceDataset(Dataset):
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         row = int(row)
-        start, stop, user = self._range(row)
+        start, stop, user, context = self._range(row)
         return {
             "item_index": self.sequences.item_index[start:stop],
             "user": user,
+            "context": context,
             "generator_key": (self.seed, self.epoch, row),
         }
 
-    def _range(self, row: int) -> tuple[int, int, int]:
+    def _range(self, row: int) -> tuple[int, int, int, int]:
+        """Where a row starts and stops, whose it is, and how many of its positions are no targets because another row has them."""
         offsets, width = self.sequences.offsets, self.max_length + 1
+        if self.rows == "sequence" and self.crop == "sliding":
+            return self._window(row)
         if self.rows == "sequence":
             user = int(self.users[row])
             first, stop = int(offsets[user]), int(offsets[user + 1])
@@ -102,7 +113,23 @@ class SequenceDataset(Dataset):
             user = int(self.users[row // self.prefixes_per_sequence])
             first, last = int(offsets[user]), int(offsets[user + 1])
             stop = int(self.generator(row).integers(first + 2, last + 1))
-        return max(first, stop - width), stop, user
+        return max(first, stop - width), stop, user, 0
+
+    def _window(self, row: int) -> tuple[int, int, int, int]:
+        number = int(np.searchsorted(self.window_starts, row, side="right")) - 1
+        user, begin = int(self.users[number]), int(self.window_starts[number])
+        window, windows = row - begin, int(self.window_starts[number + 1]) - begin
+        first, end = (int(offset) for offset in self.sequences.offsets[user : user + 2])
+        if windows == 1:
+            return first, end, user, 0
+        # As many windows hold a little more than the sequence: the first one gives way by a shift that its user's rows share.
+        spare = self.max_length + (windows - 1) * self.stride - (end - first - 1)
+        shift = int(self.generator(begin).integers(spare + 1))
+        last_target = min(self.max_length - shift + window * self.stride, end - first - 1)
+        if window == 0:
+            return first, first + last_target + 1, user, 0
+        start = window * self.stride - shift
+        return first + start, first + last_target + 1, user, self.max_length - self.stride
 
 
 def left_pad(rows: list[np.ndarray], value: int = 0, width: int | None = None) -> torch.Tensor:
@@ -196,9 +223,12 @@ class DataCollatorForNextItem:
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Rows of [`SequenceDataset`] (or any mapping with `item_index`) to tensors (batch, longest)."""
         rows = item_rows(examples)
+        labels = [row[1:].copy() for row in rows]
+        for example, label in zip(examples, labels, strict=True):
+            label[: example.get("context", 0)] = IGNORE_INDEX
         batch = {
             "input_ids": left_pad([row[:-1] for row in rows]),
-            "labels": left_pad([row[1:] for row in rows], IGNORE_INDEX),
+            "labels": left_pad(labels, IGNORE_INDEX),
         }
         if self.last_position_only:
             batch["labels"][:, :-1] = IGNORE_INDEX

@@ -161,7 +161,7 @@ class TimedSequenceDataset(SequenceDataset):
     def __getitem__(self, row: int) -> dict[str, Any]:
         example = super().__getitem__(row)
         if self.sequences.timestamps is not None:
-            start, stop, _ = self._range(int(row))
+            start, stop, *_ = self._range(int(row))
             example["timestamps"] = self.sequences.timestamps[start:stop]
         return example
 

@@ -41,7 +41,8 @@ class NextItemTrainingArguments(SeqRecTrainingArguments):
     > Parameters that control the rows
 
     Args:
-        crop: `last` or `random`: which part of a too long sequence an epoch sees.
+        crop: What an epoch sees of a sequence longer than `max_length`: its `last` part, a `random` part, or all of it in `sliding`
+            windows that overlap by half ([`SequenceDataset`]).
         prefixes_per_sequence: Prefixes of each sequence that an epoch visits, for models trained on prefixes; 0: all.
         mask_probability: Share of items hidden, for cloze models.
         last_only_probability: Share of rows in which only the last item is hidden, for cloze models.
@@ -56,7 +57,10 @@ class NextItemTrainingArguments(SeqRecTrainingArguments):
     )
     log_q_correction: bool = field(default=True, metadata={"help": "Correct sampled_cross_entropy by log counts."})
     gbce_t: float = field(default=0.75, metadata={"help": "Calibration of gBCE."})
-    crop: str = field(default="last", metadata={"help": "last or random: the part of a too long sequence."})
+    crop: str = field(
+        default="last",
+        metadata={"help": "What an epoch sees of a too long sequence: last, random, or sliding windows."},
+    )
     prefixes_per_sequence: int = field(
         default=0, metadata={"help": "Prefixes of each sequence per epoch for models that are not causal; 0: all."}
     )

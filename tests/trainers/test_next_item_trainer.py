@@ -136,11 +136,12 @@ def test_accumulation_does_not_change_the_weights(make_model, make_trainer, kind
     ("kind", "arguments"),
     [
         (SASREC, {"loss": "cross_entropy", "crop": "random"}),
+        (SASREC, {"loss": "cross_entropy", "crop": "sliding"}),
         (SASREC, {"loss": "sampled_cross_entropy", "num_negatives": 4}),
         (BERT4REC, {}),
         (KINDS["last position"], {"prefixes_per_sequence": 1}),
     ],
-    ids=["random crop", "sampled negatives", "cloze masks", "drawn prefixes"],
+    ids=["random crop", "sliding windows", "sampled negatives", "cloze masks", "drawn prefixes"],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(make_model, make_trainer, tmp_path, kind, arguments, stop):
     """40 rows in batches of 16 make 3 steps per epoch; dropout is on, so random states are resumed too."""

@@ -54,6 +54,37 @@ def test_a_random_crop_is_a_window_that_moves_with_the_epoch():
     assert windows == {(1, 2, 3), (2, 3, 4), (3, 4, 5)}
 
 
+@pytest.mark.parametrize("max_length", [1, 2, 3, 4, 7, 50])
+def test_sliding_windows_have_every_item_as_target_once_per_epoch_behind_half_a_window(max_length):
+    lengths = [1, 2, 3, 9, 10, 23, 40]
+    items = np.concatenate([np.arange(1, length + 1) for length in lengths])
+    users = pa.array([str(length) for length in lengths])
+    sequences = Sequences(items, np.cumsum([0, *lengths]), None, users)
+    dataset = SequenceDataset(sequences, max_length, crop="sliding", seed=1)
+    cuts = set()
+    for epoch in range(20):
+        dataset.set_epoch(epoch)
+        examples = [dataset[number] for number in range(len(dataset))]
+        batch = DataCollatorForNextItem()(examples)
+        assert batch["input_ids"].shape[1] <= max_length
+        targets = {user: [] for user in range(len(lengths))}
+        for example, inputs, labels in zip(examples, batch["input_ids"], batch["labels"], strict=True):
+            asked = (labels != -100).nonzero()[:, 0]
+            assert (labels[asked] == inputs[asked] + 1).all()
+            targets[example["user"]] += labels[asked].tolist()
+            before = (inputs != 0).cumsum(0)[asked]
+            # Either everything before the target is shown, or at least half a window.
+            assert ((before == inputs[asked]) | (before >= max_length - max(1, max_length // 2) + 1)).all()
+        assert targets == {user: list(range(2, length + 1)) for user, length in enumerate(lengths)}
+        cuts.add(tuple(len(example["item_index"]) for example in examples))
+    assert (len(cuts) > 1) == (max_length in (4, 7))  # else steps of one item, or nothing to cut
+
+
+def test_sliding_windows_of_short_sequences_are_the_sequences():
+    whole, sliding = (SequenceDataset(SEQUENCES, max_length=4, crop=crop) for crop in ("last", "sliding"))
+    assert rows_of(whole) == rows_of(sliding)
+
+
 def test_the_seed_changes_what_is_drawn():
     def drawn(seed):
         dataset = SequenceDataset(SEQUENCES, max_length=2, crop="random", seed=seed)
@@ -170,7 +201,7 @@ def test_cloze_masks_change_with_the_epoch_and_not_with_the_batch():
     ("make", "message"),
     [
         (lambda: SequenceDataset(SEQUENCES, 5, rows="window"), "'sequence' or 'prefix', got 'window'"),
-        (lambda: SequenceDataset(SEQUENCES, 5, crop="first"), "'last' or 'random', got 'first'"),
+        (lambda: SequenceDataset(SEQUENCES, 5, crop="first"), "one of last, random, sliding, got 'first'"),
         (lambda: SequenceDataset(SEQUENCES, 5, prefixes_per_sequence=0), "at least 1 or None, got 0"),
         (
             lambda: SequenceDataset(Sequences(np.array([1]), np.array([0, 1]), None, pa.array(["ann"])), 5),
