@@ -1,13 +1,15 @@
 """Accuracy of LLM-SRec, its parts and the retrieval baselines on real data: leave-one-out, full ranking and 1+99 stored candidates.
 
 Every (data set, method, seed) is one run with the settings of `llm_srec.yaml` (a preset plus overrides): all that the method trains,
-then its heads alone (the same for every method), both selected on masked validation NDCG@10, and evaluated once on test: the whole catalogue without seen items, and 99 stored negatives per user. Runs of one
-seed share the CE-trained teacher, which is trained once and kept. A finished run is skipped and one that was interrupted goes on from
-its last checkpoint, so the command can be stopped and started again; it uses a GPU when there is one.
+then its heads alone (the same for every method), both selected on masked validation NDCG@10, and evaluated once on test: the whole
+catalogue without seen items, and 99 stored negatives per user. Runs of one seed share the CE-trained teacher, which is trained once
+and kept. A finished run is skipped and one that was interrupted goes on from its last checkpoint, so the command can be stopped and
+started again; it uses a GPU when there is one.
 
     python benchmarks/studies/llm_srec.py                                      # everything that is missing
     python benchmarks/studies/llm_srec.py --datasets ml-1m --methods teacher-ce llm-srec --seeds 0
     python benchmarks/studies/llm_srec.py --reduced --time-limit 540           # one seed, fewer users and steps; in parts of ten minutes
+    python benchmarks/studies/llm_srec.py --reduced --methods longer-history lora   # what holds it back: one thing changed each
     python -m hf_seqrec.evaluation.tables benchmarks/records/llm_srec docs/results-llm-srec.md
 
 The LLM is the packaged MiniLM unless `--llm` names another. The data come from $HF_SEQREC_DATA or ../shared/data beside the project.
@@ -139,8 +141,8 @@ def train_llm(study, dataset, method, data, split, validation, teacher, llm, see
     training |= own.get("training") or {}
     heads = dict(study["heads"])
     if reduced:
-        model_settings |= study["reduced"]["model"]
-        training |= study["reduced"]["training"]
+        model_settings |= study["reduced"]["model"] | (own.get("model") or {})
+        training |= study["reduced"]["training"] | (own.get("training") or {})
         heads |= study["reduced"]["heads"]
     transformers.set_seed(seed)
     model, _ = LLMSRecForSequentialRecommendation.from_parts(
@@ -185,9 +187,12 @@ def read_arguments(
         parser.add_argument(name, **how)
     parser.add_argument("--study", type=Path, default=HERE / "llm_srec.yaml", help="settings")
     study = yaml.safe_load(parser.parse_known_args()[0].study.read_text())
+    # `factors` vary one thing of LLM-SRec each, to find what holds it back; they run when they are asked for.
+    known = [*(methods or [*study["methods"], *study["factors"]])]
     methods = list(methods or study["methods"])
+    study["methods"] |= study["factors"]
     parser.add_argument("--datasets", nargs="+", default=list(study["datasets"]), choices=list(study["datasets"]))
-    parser.add_argument("--methods", nargs="+", default=methods, choices=methods)
+    parser.add_argument("--methods", nargs="+", default=methods, choices=known)
     parser.add_argument("--seeds", nargs="+", type=int, help="default: 0 1 2; with --reduced 0")
     parser.add_argument("--llm", help="folder or Hub id; default: the packaged MiniLM")
     parser.add_argument("--reduced", action="store_true", help="fewer users and steps, said so in the records")
@@ -200,6 +205,8 @@ def read_arguments(
     )
     parser.add_argument("--time-limit", type=float, default=float("inf"), help="seconds after which training stops")
     args = parser.parse_args()
+    if not args.reduced and (factors := [method for method in args.methods if method in study["factors"]]):
+        parser.error(f"{', '.join(factors)} are set against the settings of --reduced: add it.")
     if args.bfloat16:
         study["all"]["model"] |= {"llm_dtype": "bfloat16", "llm_attn_implementation": "eager"}
     args.llm = args.llm or packaged_llm()
