@@ -22,13 +22,12 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object, is_peft_model
+from accelerate.utils import gather_object
 from datasets import Dataset
 from safetensors.torch import load_file
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
-from trl.trainer.utils import add_fused_lm_head
 
 from hf_seqrec.data import Sequences
 from hf_seqrec.data.files import atomic_path
@@ -434,24 +433,15 @@ class AlignmentTrainer(GRPOTrainer):
     # Generation ------------------------------------------------------------------------------------------------------------
 
     def _make_writer(self) -> CopyWriter | VllmWriter:
-        args = self.args
-
-        def prepare(twin: Any) -> None:
-            base = twin.get_base_model() if is_peft_model(twin) else twin
-            add_fused_lm_head(base, self.temperature, args.cast_lm_head_to_fp32)
-
         if self.use_vllm:
             return VllmWriter(self.vllm_generation, self.num_generations)
-        writer = CopyWriter(
+        return CopyWriter(
             self.accelerator.unwrap_model(self.model),
             self.generation_config,
-            lambda model, ids, mask, length: self._get_per_token_logps_and_entropies(model, ids, mask, length)[0],
-            prepare,
             self._tokenizer.pad_token_id,
-            args.generation_batch_size * self.num_generations,  # a round at once, as TRL does
+            self.args.generation_batch_size * self.num_generations,  # a round at once, as TRL does
             self.accelerator.autocast,
-        )  # fmt: skip
-        return writer
+        )
 
     def _seed_of(self, key: tuple[int, int]) -> int:
         return int(np.random.SeedSequence([self.args.seed, self.accelerator.process_index, *key]).generate_state(1)[0])

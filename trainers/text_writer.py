@@ -46,6 +46,12 @@ class Written:
 class GumbelSampling(LogitsProcessor):
     """Turns greedy decoding into sampling with a random generator of its own: argmax(logits + Gumbel noise) is a sample.
 
+    Args:
+        generator: The random generator.
+
+    Attributes:
+        taken: The sampled token of every call, (batch,) each.
+
     Example:
         >>> scores = torch.log(torch.tensor([[0.1, 0.7, 0.2]])).expand(20_000, 3)
         >>> drawn = GumbelSampling(torch.Generator().manual_seed(0))(torch.zeros(20_000, 1), scores).argmax(1)
@@ -55,11 +61,55 @@ class GumbelSampling(LogitsProcessor):
 
     def __init__(self, generator: torch.Generator):
         self.generator = generator
+        self.taken: list[torch.Tensor] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """(batch, vocabulary) scores with noise."""
         noise = torch.empty_like(scores, dtype=torch.float32).exponential_(generator=self.generator)
-        return scores - noise.log()
+        noisy = scores - noise.log()
+        self.taken.append(noisy.argmax(-1))
+        return noisy
+
+
+class TokenLogProbs:
+    """Log-probabilities of sampled tokens, taken while they are sampled, so that nobody has to read the finished texts again.
+
+    They are those of the model at a temperature, before penalties and truncation (top-k, top-p, min-p), as the trainer computes
+    them; hence they come from the model's output and not from the scores that processors have changed.
+
+    Args:
+        model: The module that generates; its output has `logits`.
+        sampling: Says which token was taken.
+        temperature: Divides the logits.
+    """
+
+    def __init__(self, model: nn.Module, sampling: GumbelSampling, temperature: float):
+        self.sampling, self.temperature = sampling, temperature
+        self.found: list[torch.Tensor] = []
+        self.last: torch.Tensor | None = None
+        self.model = model
+
+    def __enter__(self) -> TokenLogProbs:
+        self.hook = self.model.register_forward_hook(self._after_forward)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.hook.remove()
+
+    def _after_forward(self, module, inputs, output) -> None:
+        self._settle()
+        self.last = output.logits[:, -1].float() / self.temperature
+
+    def _settle(self) -> None:
+        if self.last is not None:
+            token = self.sampling.taken[-1][:, None]
+            self.found.append(self.last.gather(1, token)[:, 0] - self.last.logsumexp(-1))
+        self.last = None
+
+    def result(self) -> torch.Tensor:
+        """Of all tokens so far, (batch, tokens)."""
+        self._settle()
+        return torch.stack(self.found, 1)
 
 
 def copy_of(model: nn.Module) -> nn.Module:
@@ -86,8 +136,6 @@ class CopyWriter:
     Args:
         model: The trained model, unwrapped.
         generation: TRL's generation settings.
-        log_probs: Computes log-probabilities of completions, (model, input_ids, attention_mask, completion length) -> (batch, length).
-        prepare: Called with the copy, for example to give it TRL's output layer.
         pad_token_id: Padding token.
         batch_size: Texts written at once.
         autocast: Makes the context in which the model runs.
@@ -97,21 +145,19 @@ class CopyWriter:
         self,
         model: nn.Module,
         generation: GenerationConfig,
-        log_probs: Callable[..., torch.Tensor],
-        prepare: Callable[[nn.Module], None],
         pad_token_id: int,
         batch_size: int,
         autocast: Callable[[], Any] = nullcontext,
     ):
         self.live = model
         self.copy: Any = copy_of(model)
-        prepare(self.copy)
-        self.log_probs, self.autocast = log_probs, autocast
+        self.autocast = autocast
+        self.temperature = float(generation.temperature or 1.0)
         self.pad_token_id, self.batch_size = pad_token_id, batch_size
         # The settings of sampling are processors here, because decoding is greedy on noisy scores.
         self.warpers = LogitsProcessorList()
         if generation.temperature not in (None, 1.0):
-            self.warpers.append(TemperatureLogitsWarper(float(generation.temperature)))
+            self.warpers.append(TemperatureLogitsWarper(self.temperature))
         if generation.top_k:
             self.warpers.append(TopKLogitsWarper(int(generation.top_k)))
         if generation.top_p not in (None, 1.0):
@@ -158,23 +204,19 @@ class CopyWriter:
                 prompts[number, width - len(row) :] = torch.tensor(row)
                 mask[number, width - len(row) :] = 1
             prompts, mask = prompts.to(device), mask.to(device)
-            with self.autocast():
+            sampling = GumbelSampling(generator)
+            base = self.copy.get_base_model() if hasattr(self.copy, "get_base_model") else self.copy
+            with self.autocast(), TokenLogProbs(base, sampling, self.temperature) as trace:
                 out = self.copy.generate(
                     input_ids=prompts,
                     attention_mask=mask,
                     generation_config=self.generation,
-                    logits_processor=LogitsProcessorList([*self.warpers, GumbelSampling(generator)]),
+                    logits_processor=LogitsProcessorList([*self.warpers, sampling]),
                 )
             completion = out[:, width:]
             ended = torch.isin(completion, self.eos_token_ids.to(device)).int()
             inside = (ended.cumsum(1) - ended) == 0  # up to and including the first end token
-            found = self.log_probs(
-                self.copy,
-                torch.cat([prompts, completion], 1),
-                torch.cat([mask, inside.long()], 1),
-                completion.shape[1],
-            )
-            for row, kept, values in zip(completion.cpu(), inside.cpu(), found.float().cpu(), strict=True):
+            for row, kept, values in zip(completion.cpu(), inside.cpu(), trace.result().cpu(), strict=True):
                 ids.append(row[kept].tolist())
                 logprobs.append(values[kept].tolist())
         return Written(ids, logprobs, self.step, time.perf_counter() - begin)

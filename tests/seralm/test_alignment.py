@@ -100,8 +100,9 @@ def test_a_copy_does_not_follow_the_model_and_shares_its_frozen_weights(folder, 
     assert copy_of(plain) is not plain
 
 
-def test_log_probabilities_of_the_writer_are_those_of_plain_passes(folder):
-    trainer = make(folder, generation_mode="stale", temperature=0.7)
+@pytest.mark.parametrize("options", [{}, {"top_k": 3, "repetition_penalty": 1.5}], ids=["plain", "changed scores"])
+def test_log_probabilities_of_the_writer_are_those_of_plain_passes(folder, options):
+    trainer = make(folder, generation_mode="stale", temperature=0.7, **options)
     prompts = [trainer.processing_class(text)["input_ids"] for text in ("a", "b c a", "c c")]
     written = trainer._writer.write(prompts, seed=1)
     for prompt, ids, found in zip(prompts, written.completion_ids, written.logprobs, strict=True):
