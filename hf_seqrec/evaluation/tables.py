@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 METRICS = ("ndcg@10", "hr@10", "mrr@10")
 """Columns by default; names are without the suffix of sampled candidates, which the protocol adds."""
 
+_REDUCED = (
+    "**With reduced runs:** fewer users, steps or seeds than the study asks for; `notes` of a record say which. They show how methods "
+    "compare after little training, not how good they get."
+)
 _COMMAND = "python -m hf_seqrec.evaluation.tables benchmarks/records docs/results.md"
 _LEGEND = (
     "± is half the width of the bootstrap 95 % interval over users for one seed, the standard deviation between runs for several seeds. "
@@ -202,6 +206,8 @@ def results_page(
         f"Every number comes from an evaluation record. This page is made by\n\n```bash\n{command}\n```",
         _LEGEND,
     ]
+    if any(record.notes.get("reduced") for record in records):
+        parts.append(_REDUCED)
     section = None
     for table in tables:
         heading = (table.dataset, table.dataset_fingerprint)

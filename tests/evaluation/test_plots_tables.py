@@ -285,6 +285,12 @@ def test_the_results_page_is_made_from_a_folder_of_records(tmp_path, capsys):
     )
 
 
+def test_a_page_with_reduced_runs_says_so():
+    whole, reduced = make_record(), make_record(model="GRU4Rec", notes={"reduced": "100 test users"})
+    assert "reduced runs" not in results_page([whole])
+    assert "**With reduced runs:**" in results_page([whole, reduced])
+
+
 def test_a_folder_without_records_is_refused_and_the_page_left_alone(tmp_path):
     page = tmp_path / "results.md"
     page.write_text("old")
