@@ -31,6 +31,7 @@ class GRU4RecConfig(SequentialRecommenderConfig):
 
     model_type = "hf_seqrec_gru4rec"
 
+    max_length: int = 100
     hidden_dropout_prob: float | int = 0.5
     initializer_range: float = 0.1
     recurrent_size: int = 128
