@@ -10,7 +10,7 @@ teacher's, on users kept apart, at every evaluation, beside the floors (chance, 
     python benchmarks/studies/delrec.py --reduced --datasets ml-100k --time-limit 540
     python benchmarks/studies/delrec.py --datasets ml-100k --methods delrec no-stage-2 --seeds 0
     python benchmarks/studies/delrec.py --sweeps --datasets ml-100k --seeds 0  # k and h, as in figures 7 and 8 of the paper
-    python -m hf_seqrec.evaluation.tables benchmarks/records/delrec docs/results-delrec.md
+    python -m hf_seqrec.evaluation.tables benchmarks/records/delrec/full/runs docs/results-delrec.md
 
 The LLMs come from $HF_SEQREC_MODELS or ../shared/models, the data from $HF_SEQREC_DATA or ../shared/data beside the project.
 """
@@ -77,7 +77,8 @@ class Study:
         small = settings["reduced"] if args.reduced else {}
         self.validation = some_rows(self.split.validation, small.get("validation_users"))
         self.rows = some_rows(self.split.test, small.get("test_users"))
-        self.records = args.records / self.kind / dataset
+        self.records = args.records / self.kind / "runs" / dataset
+        self.aside = args.records / self.kind / "more" / dataset  # what is no record of an evaluation
         self.work = args.work / self.kind / dataset
         path = self.records / f"candidates-{NEGATIVES}.parquet"
         if not path.exists():
@@ -186,7 +187,7 @@ class Study:
         done.mkdir(parents=True, exist_ok=True)
         model.save_soft_prompts(done)
         model.save_pretrained(done / "model")
-        for path in (self.records / f"agreement-{self.llm}-{stage}-{seed}.json", done / "curve.json"):
+        for path in (self.aside / f"agreement-{self.llm}-{stage}-{seed}.json", done / "curve.json"):
             with atomic_path(path) as temporary:
                 temporary.write_text(json.dumps(report, indent=1), encoding="utf-8")
         shutil.rmtree(folder)
@@ -278,7 +279,8 @@ class Study:
             axis.plot(numbers, [np.mean(values[number]) for number in numbers], marker="o")
             axis.set(xlabel=f"{key} ({'k' if key == 'num_soft_tokens' else 'h'})", ylabel="HR@1, 15 candidates")
         figure.tight_layout()
-        path = self.records / f"sweeps-{self.llm}.png"
+        path = self.aside / f"sweeps-{self.llm}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=120)
         print(f"wrote {path}")
 
