@@ -10,7 +10,7 @@ started again; it uses a GPU when there is one.
     python benchmarks/studies/llm_srec.py --datasets ml-1m --methods teacher-ce llm-srec --seeds 0
     python benchmarks/studies/llm_srec.py --reduced --time-limit 540           # one seed, fewer users and steps; in parts of ten minutes
     python benchmarks/studies/llm_srec.py --reduced --methods longer-history lora   # what holds it back: one thing changed each
-    python -m hf_seqrec.evaluation.tables benchmarks/records/llm_srec docs/results-llm-srec.md
+    python -m hf_seqrec.evaluation.tables benchmarks/records/llm_srec/full docs/results-llm-srec.md
 
 The LLM is the packaged MiniLM unless `--llm` names another. The data come from $HF_SEQREC_DATA or ../shared/data beside the project.
 """

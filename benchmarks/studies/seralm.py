@@ -9,7 +9,7 @@ so the command can be stopped and started again; it uses a GPU when there is one
     python benchmarks/studies/seralm.py                                     # everything that is missing, five seeds
     python benchmarks/studies/seralm.py --datasets ml-1m --backbones sasrec --seeds 0
     python benchmarks/studies/seralm.py --reduced --time-limit 540          # one seed, fewer users, steps and words; in parts of ten minutes
-    python -m hf_seqrec.evaluation.tables benchmarks/records/seralm docs/results-seralm.md
+    python -m hf_seqrec.evaluation.tables benchmarks/records/seralm/full/runs docs/results-seralm.md
 
 The language model is the small trained one in $HF_SEQREC_MODELS (or ../shared/models) unless `--llm` names another, the text encoder the
 packaged MiniLM unless `--text-encoder` does. The data come from $HF_SEQREC_DATA or ../shared/data beside the project.
@@ -58,12 +58,15 @@ class Place:
         small = study["reduced"] if args.reduced else {}
         self.validation = some_rows(self.split.validation, small.get("validation_users"))
         self.test = some_rows(self.split.test, small.get("test_users"))
-        self.records, self.work = args.records / kind / dataset, args.work / kind / dataset / f"{backbone}-{seed}"
+        self.records, self.work = (
+            args.records / kind / "runs" / dataset,
+            args.work / kind / dataset / f"{backbone}-{seed}",
+        )
+        self.aside = args.records / kind / "more" / dataset  # what is no record of an evaluation
         self.cache = args.work / kind / dataset / "texts"
         backbones = yaml.safe_load((HERE / "backbones.yaml").read_text())
         self.model_settings, self.training = settings(backbones, dataset, backbone)
-        # A fused step does not count as a write of a weight, by which a recommender knows that its fused table is old.
-        self.training = self.training | {"optim": "adamw_torch"} | small.get("training", {})
+        self.training = self.training | small.get("training", {})
         self.alignment = {**load_preset("seralm").training, **study["alignment"], **small.get("alignment", {})}
         said = {**study["generation"], **small.get("generation", {})}
         self.prompt = KnowledgePrompt(said.pop("template"), said.pop("metadata"), study["datasets"][dataset]["domain"])
@@ -229,7 +232,9 @@ def run(place: Place, deadline: float) -> bool:
             {"title": t, "before": b, "after": a}
             for t, b, a in zip(place.data.catalogue.titles.to_pylist()[:20], unaligned, aligned, strict=False)
         ]
-        place.record("seralm").with_suffix(".examples.json").write_text(json.dumps(examples, indent=1))
+        path = place.aside / f"{place.backbone}-{place.seed}-examples.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(examples, indent=1))
     if not any(not place.record(arm).exists() for arm in place.study["arms"]):
         shutil.rmtree(place.work, ignore_errors=True)
     return True
