@@ -216,5 +216,7 @@ def plot_gains(gains: Sequence[Gains], path: Any = None) -> "Figure":
         axes.set_xticks(np.arange(len(first.groups)), labels)
         axes.set_xlabel("Items in the history")
         axes.set_ylabel("Difference, bars: 95 % interval")
-        axes.legend(frameon=False, fontsize=9)
+        bottom, top = axes.get_ylim()
+        axes.set_ylim(bottom, top + 0.08 * len(gains) * (top - bottom))  # room above the bars, a line of the legend each
+        axes.legend(frameon=False, fontsize=9, loc="upper right")
     return figure
