@@ -217,6 +217,8 @@ def plot_gains(gains: Sequence[Gains], path: Any = None) -> "Figure":
         axes.set_xlabel("Items in the history")
         axes.set_ylabel("Difference, bars: 95 % interval")
         bottom, top = axes.get_ylim()
-        axes.set_ylim(bottom, top + 0.08 * len(gains) * (top - bottom))  # room above the bars, a line of the legend each
+        axes.set_ylim(
+            bottom, top + 0.08 * len(gains) * (top - bottom)
+        )  # room above the bars, a line of the legend each
         axes.legend(frameon=False, fontsize=9, loc="upper right")
     return figure
