@@ -30,7 +30,9 @@ class SequenceDataset(Dataset):
             one pass) or `"prefix"` (a history and the one item after it, for models that are not causal).
         crop: What an epoch sees of a sequence that is longer than a row: the `"last"` part; a `"random"` part, drawn anew every epoch;
             or all of it in `"sliding"` windows that overlap by half: every item is a target once per epoch, and from the second
-            window on at least `max_length // 2` items precede a target. Where windows are cut moves with the epoch.
+            window on at least `max_length // 2` items precede a target. Where windows are cut moves with the epoch. Cloze models
+            hide items anywhere in a window, so they ask for those in the overlap twice. Prefix rows have nothing to crop but their
+            oldest items.
         prefixes_per_sequence: With `rows="prefix"`, how many prefixes of each sequence an epoch visits, drawn anew every
             epoch; None visits all.
         seed: Key of all random choices, together with epoch and row.
