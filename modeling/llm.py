@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, DynamicCache, PreTrainedModel
@@ -293,7 +294,9 @@ class PromptEncoder(nn.Module):
             index = [taken[slot][row] + offset for row in rows for offset in range(size[row])]
             if index:
                 # masked_scatter fills row by row from the left, the order in which `index` lists the vectors.
-                embeds = embeds.masked_scatter(here, values[torch.tensor(index, device=values.device)])
+                # F.embedding instead of values[index]: on a CPU the gradient of an index adds up in an order that changes from run to run.
+                listed = F.embedding(torch.tensor(index, device=values.device), values)
+                embeds = embeds.masked_scatter(here, listed)
         return embeds
 
     def _run(self, embeds, mask, prompts: list[np.ndarray] | None = None) -> tuple[torch.Tensor, int]:

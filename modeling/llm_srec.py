@@ -568,7 +568,7 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
         vectors = {Slot.USER_OUT: SlotVectors(self.user_out)}
         if self.config.item_vectors != "none":
             distinct, back = torch.unique(torch.cat(shown), return_inverse=True)
-            values = self._item_slot_vectors(distinct)[back]
+            values = F.embedding(back, self._item_slot_vectors(distinct))  # its gradient is repeatable, that of [back] is not
             vectors[Slot.ITEM_VECTOR] = SlotVectors(values, np.array([len(items) for items in shown]))
         if self.config.user_vector:
             users = self.teacher_users(input_ids) if teacher_users is None else teacher_users
@@ -710,7 +710,7 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
         if not self.config.in_batch_negatives:
             if back.shape[1] == 1:
                 raise ValueError("a retrieval loss needs negatives: pass `negatives`, or set `in_batch_negatives`.")
-            return torch.einsum("bd,bcd->bc", users, vectors[back]), torch.zeros(
+            return torch.einsum("bd,bcd->bc", users, F.embedding(back, vectors)), torch.zeros(
                 len(back), dtype=torch.long, device=back.device
             )
         if len(items) == 1:

@@ -137,7 +137,10 @@ class NextItemLoss:
         positive = (hidden * F.embedding(target, table)).sum(-1)
         negative = torch.einsum("pd,pnd->pn", hidden, F.embedding(negatives, table))
         if bias is not None:
-            positive, negative = positive + bias[target], negative + bias[negatives]
+            # The gradient of bias[negatives] would add up in no fixed order on a CPU with several threads.
+            column = bias.unsqueeze(1)
+            positive = positive + F.embedding(target, column).squeeze(-1)
+            negative = negative + F.embedding(negatives, column).squeeze(-1)
         return positive.float(), negative.float()
 
 

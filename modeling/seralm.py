@@ -680,7 +680,7 @@ class SeRALMForSequentialRecommendation(SequencePreTrainedModel):
         """Fused rows of items with given vectors: (n,), (n, dim) -> (n, hidden)."""
         encoder = self.backbone.model.item_encoder
         # The encoder on a small catalogue of these items alone, behind a padding row.
-        small = {"id_embedding.weight": encoder.id_embedding.weight[items]}
+        small = {"id_embedding.weight": F.embedding(items, encoder.id_embedding.weight)}
         small |= {f"feature_{name}": getattr(encoder, f"feature_{name}")[items] for name in encoder.feature_sizes}
         small[f"feature_{KNOWLEDGE}"] = vectors.to(self.knowledge)
         return functional_call(encoder, {name: F.pad(rows, (0, 0, 1, 0)) for name, rows in small.items()}, ())[1:]

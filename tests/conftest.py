@@ -35,6 +35,17 @@ def hub():
     return HUB
 
 
+@pytest.fixture
+def two_threads():
+    """PyTorch computes with two threads, wherever the tests run."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 def pytest_sessionfinish():
     HUB.stop()
     _home.cleanup()

@@ -113,6 +113,23 @@ def test_the_loss_is_that_of_separate_prompts(make):
     torch.testing.assert_close(terms["retrieval"], torch.stack(expected).mean(), atol=1e-5, rtol=1e-5)
 
 
+def test_with_several_threads_gradients_repeat_to_the_bit(make, two_threads):
+    """A step so large that PyTorch divides its sums among threads; every item occurs in many rows."""
+    model, _ = make("bert", in_batch_negatives=False, token_budget=1_000_000)
+    rows = torch.arange(800).unsqueeze(1)
+    ids, negatives = (rows + torch.tensor([0, 3, 5, 8])) % 12 + 1, (rows + torch.tensor([[1, 4, 7]])) % 12 + 1
+    labels = torch.cat([torch.full_like(ids[:, 1:], -100), (rows + 9) % 12 + 1], dim=1)
+
+    def gradients():
+        model.zero_grad()
+        model(ids, labels=labels, negatives=negatives.unsqueeze(1)).loss.backward()
+        return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+
+    first = gradients()
+    for _ in range(3):
+        assert all(map(torch.equal, gradients(), first))
+
+
 def test_in_batch_negatives_are_the_distinct_items_of_the_step_outside_the_history(make):
     model, _ = make(in_batch_negatives=True)
     # Row 0 has 3 and 4 in its history, so 3 is no negative of it; 5, 9, 1, 2, 10 are.

@@ -230,6 +230,18 @@ def test_the_loss_falls_when_the_true_item_scores_higher(name):
 # --- choosing ---
 
 
+def test_with_several_threads_sampled_gradients_repeat_to_the_bit(two_threads):
+    hidden, table, bias, target, _ = problem(positions=4000)
+    negatives = torch.randint(1, 24, (4000, 20), generator=torch.Generator().manual_seed(0))
+
+    def run():
+        return gradients(SampledCrossEntropyLoss()(hidden, target, table, bias, negatives), hidden, table, bias)
+
+    first = run()
+    for _ in range(20):
+        assert all(map(torch.equal, run(), first))
+
+
 def test_sampled_losses_without_negatives_say_so():
     for name, loss in LOSSES.items():
         if loss.needs_negatives:

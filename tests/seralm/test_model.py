@@ -230,6 +230,22 @@ def test_a_row_may_replace_several_items_or_none():
     torch.testing.assert_close(found[1:2], model.log_prob(INPUTS[1:2], TARGETS[1:2]))
 
 
+def test_with_several_threads_gradients_of_many_texts_repeat_to_the_bit(two_threads):
+    model = build()
+    items = torch.arange(8000).remainder(model.config.num_items).add(1).view(2000, 4)
+    vectors = torch.randn(2000, 4, model.config.knowledge_size, generator=torch.Generator().manual_seed(0))
+    weight = model.backbone.model.item_encoder.id_embedding.weight
+    history, target = items[:, :3], items[:, 3]
+
+    def run():
+        model.zero_grad()
+        model.log_prob_with(history, target, items, vectors).sum().backward()
+        return weight.grad.clone()
+
+    first = run()
+    assert all(torch.equal(run(), first) for _ in range(4))
+
+
 def test_rows_are_scored_in_chunks_with_the_same_values_and_gradients(monkeypatch):
     model = build("caser")
     items, vectors = torch.tensor([4, 20, 11, 12]), torch.randn(4, K)
