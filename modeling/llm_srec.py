@@ -568,7 +568,8 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
         vectors = {Slot.USER_OUT: SlotVectors(self.user_out)}
         if self.config.item_vectors != "none":
             distinct, back = torch.unique(torch.cat(shown), return_inverse=True)
-            values = F.embedding(back, self._item_slot_vectors(distinct))  # its gradient is repeatable, that of [back] is not
+            # The gradient of [back] would add up in no fixed order on a CPU with several threads.
+            values = F.embedding(back, self._item_slot_vectors(distinct))
             vectors[Slot.ITEM_VECTOR] = SlotVectors(values, np.array([len(items) for items in shown]))
         if self.config.user_vector:
             users = self.teacher_users(input_ids) if teacher_users is None else teacher_users
