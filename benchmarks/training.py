@@ -279,6 +279,7 @@ def main() -> None:
             record["parts"].append(
                 {
                     **key,
+                    "max_cpu_seconds": args.max_cpu_seconds,
                     "time": datetime.now(UTC).isoformat(timespec="seconds"),
                     "machine": f"{platform.machine()}, {os.cpu_count()} cores",
                     "matrix_product_rate": rate,

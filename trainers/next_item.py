@@ -42,7 +42,7 @@ class NextItemTrainingArguments(SeqRecTrainingArguments):
 
     Args:
         crop: What an epoch sees of a sequence longer than `max_length`: its `last` part, a `random` part, or all of it in `sliding`
-            windows that overlap by half ([`SequenceDataset`]).
+            windows that overlap by half ([`SequenceDataset`]). Models trained on prefixes take `last` only.
         prefixes_per_sequence: Prefixes of each sequence that an epoch visits, for models trained on prefixes; 0: all.
         mask_probability: Share of items hidden, for cloze models.
         last_only_probability: Share of rows in which only the last item is hidden, for cloze models.
@@ -120,6 +120,11 @@ class NextItemTrainer(SeqRecTrainer):
             raise ValueError(
                 f"`prefixes_per_sequence` is for models trained on prefixes; {type(model).__name__} learns at every position of a "
                 "sequence: leave it at 0 (`crop` varies its windows)."
+            )
+        if args.crop != "last" and model.supervision == "last_position":
+            raise ValueError(
+                f"`crop` is for models that learn at every position of a sequence; {type(model).__name__} is trained on prefixes, of which "
+                f"`prefixes_per_sequence` says how many: leave it at 'last', got {args.crop!r}."
             )
         return SequenceDataset(
             sequences,

@@ -304,3 +304,12 @@ def test_prefixes_of_a_model_that_learns_at_every_position_are_refused(split, tm
             NextItemTrainingArguments(str(tmp_path), prefixes_per_sequence=2, use_cpu=True),
             train_dataset=split.train,
         )
+
+
+@pytest.mark.parametrize("crop", ["random", "sliding"])
+def test_windows_for_a_model_that_learns_from_prefixes_are_refused(split, tmp_path, crop):
+    model = FMLPRecForSequentialRecommendation(FMLPRecConfig(num_items=100, hidden_size=8, max_length=5))
+    with pytest.raises(ValueError, match=f"FMLPRecForSequentialRecommendation is trained on prefixes.*'{crop}'"):
+        NextItemTrainer(
+            model, NextItemTrainingArguments(str(tmp_path), crop=crop, use_cpu=True), train_dataset=split.train
+        )
