@@ -227,9 +227,6 @@ def test_the_loss_falls_when_the_true_item_scores_higher(name):
     assert loss(HIDDEN, TARGET, TABLE, better, NEGATIVES) < loss(HIDDEN, TARGET, TABLE, BIAS, NEGATIVES)
 
 
-# --- choosing ---
-
-
 def test_with_several_threads_sampled_gradients_repeat_to_the_bit(two_threads):
     hidden, table, bias, target, _ = problem(positions=4000)
     negatives = torch.randint(1, 24, (4000, 20), generator=torch.Generator().manual_seed(0))
@@ -240,6 +237,9 @@ def test_with_several_threads_sampled_gradients_repeat_to_the_bit(two_threads):
     first = run()
     for _ in range(20):
         assert all(map(torch.equal, run(), first))
+
+
+# --- choosing ---
 
 
 def test_sampled_losses_without_negatives_say_so():
