@@ -195,10 +195,10 @@ def sampled_gradients(trainer, rounds, model=None):
     return torch.stack(out)
 
 
-def run(folder, out):
+def run(folder, out, kind):
     """Two processes: the mean gradient over rounds after DDP has averaged it."""
     folder = Path(folder)
-    trainer = make_trainer(folder, rows=320, train_recommender=False, lora=True)
+    trainer = make_trainer(folder, rows=320, train_recommender=False, lora=kind == "lora")
     model = trainer.accelerator.prepare_model(trainer.model)
     gradients = sampled_gradients(trainer, 20, model)
     if trainer.accelerator.is_main_process:
@@ -209,4 +209,4 @@ def run(folder, out):
 
 
 if __name__ == "__main__":
-    run(sys.argv[1], sys.argv[2])
+    run(*sys.argv[1:])

@@ -200,11 +200,12 @@ def test_the_aligned_model_converges_to_the_analytic_optimum(folder):
 
 @pytest.mark.multi_process
 @pytest.mark.slow
-def test_two_processes_have_the_same_expected_gradient(folder, tmp_path):
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_two_processes_have_the_same_expected_gradient(folder, tmp_path, kind):
     out = tmp_path / "two.pt"
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     done = subprocess.run(
-        [*launch, str(SCRIPT), str(folder), str(out)], capture_output=True, text=True, timeout=280,
+        [*launch, str(SCRIPT), str(folder), str(out), kind], capture_output=True, text=True, timeout=280,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -212,7 +213,7 @@ def test_two_processes_have_the_same_expected_gradient(folder, tmp_path):
     assert told["num_processes"] == 2
     rows = json.loads(out.with_suffix(".json").read_text())
     assert not set(rows[0]) & set(rows[1]), "each process has sequences of its own"
-    trainer = bandit.make_trainer(folder, rows=128, train_recommender=False, lora=True)
+    trainer = bandit.make_trainer(folder, rows=128, train_recommender=False, lora=kind == "lora")
     exact, _ = exact_gradient(trainer, 0.2, log=False)
     check(told["gradients"], exact)
     assert np.isfinite(told["gradients"]).all()
