@@ -6,7 +6,8 @@
 Every library trains in a process of its own, on the same sequences, one after the other, at the same sizes (`SETTINGS`), and
 is judged by the same code after every epoch (`peers/common.py`). Peers run in virtual environments that the script makes. CPU
 seconds are user plus system time of the training alone. Results are kept in a JSON record after every part; `--resume`
-goes on with it.
+goes on with it. `--at-once 2` trains two libraries beside each other, each bound to cores of its own: half the wait for
+`--to-best`, and the same slow minutes of a machine fall on both.
 """
 
 import argparse
@@ -18,9 +19,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from queue import Queue
 
 import numpy as np
 import torch
@@ -49,6 +52,7 @@ class Library:
 LIBRARIES = {
     "ours": Library(None, "ours_sasrec.py"),
     "ours-default": Library(None, "ours_sasrec.py", variant="default", intermediate_size=256),
+    "ours-unscaled": Library(None, "ours_sasrec.py", variant="unscaled"),
     "rectools": Library("rectools", "rectools_sasrec.py"),
     "replay": Library("replay", "replay_sasrec.py"),
     "replay-bucketed": Library("replay", "replay_sasrec.py", variant="bucketed"),
@@ -59,7 +63,9 @@ LIBRARIES = {
 }
 # RecBole makes a row of length 200 from each of the 980,000 prefixes of ml-1m: hours per epoch. Ask for it by name.
 MAX_LENGTH = {"ml-100k": 50, "ml-1m": 200}
-NOT_UNASKED = {("ml-1m", "recbole"), ("ml-1m", "recbole-gru4rec"), ("ml-100k", "recbole-gru4rec")}
+NOT_UNASKED = {("ml-1m", "recbole")} | {
+    (dataset, name) for dataset in MAX_LENGTH for name in ("recbole-gru4rec", "ours-unscaled")
+}
 SETTINGS = {"hidden_size": 64, "layers": 2, "heads": 2, "dropout": 0.2, "learning_rate": 1e-3}
 
 
@@ -112,9 +118,24 @@ def matrix_product_rate(size: int = 1024, seconds: float = 2.0) -> float:
 
 
 def run(
-    python: Path | str, library: Library, data: Path, max_length: int, args: argparse.Namespace, log: Path
+    python: Path | str,
+    library: Library,
+    data: Path,
+    max_length: int,
+    args: argparse.Namespace,
+    log: Path,
+    cores: Queue[set[int]],
 ) -> dict:
     """Train in a process of its own; progress is shown, everything it prints goes to the log.
+
+    Args:
+        python: Interpreter of the library's environment.
+        library: What to run.
+        data: File of `write_interactions`.
+        max_length: Positions a model sees.
+        args: The command line.
+        log: For what it prints.
+        cores: Sets of cores to bind a process to; one is taken and put back.
 
     Returns:
         The line of JSON it ends with.
@@ -132,6 +153,7 @@ def run(
         os.environ | threads | {"CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1"}
     )
     log.parent.mkdir(parents=True, exist_ok=True)
+    own = cores.get()
     with (
         log.open("w") as file,
         subprocess.Popen(
@@ -140,14 +162,17 @@ def run(
     ):
         lines = []
         try:
+            os.sched_setaffinity(process.pid, own)
             for line in process.stdout or ():
                 file.write(line)
                 lines.append(line)
                 if line.startswith("epoch "):
-                    print("  " + line, end="", flush=True)
+                    print(f"  {log.stem} {line}", end="", flush=True)
         except BaseException:
             process.kill()
             raise
+        finally:
+            cores.put(own)
     if process.returncode != 0 or not lines or not lines[-1].startswith("{"):
         raise RuntimeError(f"{library.script} failed ({process.returncode}), log in {log}:\n" + "".join(lines[-15:]))
     return json.loads(lines[-1])
@@ -226,6 +251,7 @@ def main() -> None:
     parser.add_argument("--patience", type=int, default=10, help="epochs without a better value, with --to-best")
     parser.add_argument("--max-cpu-seconds", type=float, default=float("inf"), help="of training for one library")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--at-once", type=int, default=1, help="libraries beside each other, on cores of their own")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="keep the finished parts of the record, do the others")
     parser.add_argument("--output", type=Path, default=HERE / "records" / "training.json")
@@ -234,6 +260,11 @@ def main() -> None:
     args.epochs = args.epochs or (300 if args.to_best else 3)
     if args.output.exists() and not args.resume:
         parser.error(f"{args.output} exists: go on with it (--resume), move it away, or choose another --output.")
+    if not 1 <= args.at_once * args.threads <= len(os.sched_getaffinity(0)):
+        parser.error(
+            f"--at-once {args.at_once} with --threads {args.threads} needs as many cores; "
+            f"this process may use {len(os.sched_getaffinity(0))}."
+        )
     record: dict[str, list[dict]] = {"parts": []}
     if args.resume and args.output.exists():
         record = json.loads(args.output.read_text())
@@ -249,44 +280,52 @@ def main() -> None:
         environment = LIBRARIES[name].environment
         interpreters[name] = python_of(environment, args.environments) if environment else sys.executable
     run_settings = {"epochs": args.epochs, "to_best": args.to_best, "threads": args.threads, "seed": args.seed}
-    wanted = []
+    wanted, jobs = [], []
     for dataset, names in asked.items():
         data = load_recommendation_data(folder / dataset)
         split = leave_one_out(data.sequences)
-        num_items, max_length = data.catalogue.num_items, MAX_LENGTH[dataset]
         for name in names:
-            library = LIBRARIES[name]
             key = {
                 "dataset": dataset,
                 "library": name,
                 **run_settings,
-                "max_length": max_length,
+                "max_length": MAX_LENGTH[dataset],
                 **SETTINGS,
-                **asdict(library),
+                **asdict(LIBRARIES[name]),
+                "data_fingerprint": data.fingerprint,
             }
-            key["data_fingerprint"] = data.fingerprint
             wanted.append(key)
             if any(part.items() >= key.items() for part in record["parts"]):
                 print(f"{dataset} {name}: in the record already", flush=True)
-                continue
-            print(f"{dataset} {name}:", flush=True)
-            with tempfile.TemporaryDirectory() as scratch:
-                path = Path(scratch) / "interactions.npz"
-                write_interactions(split, num_items, path)
-                rate = matrix_product_rate()
-                log = args.environments / "logs" / f"training-{dataset}-{name}.log"
-                result = run(interpreters[name], library, path, max_length, args, log)
-            record["parts"].append(
-                {
-                    **key,
-                    "max_cpu_seconds": args.max_cpu_seconds,
-                    "time": datetime.now(UTC).isoformat(timespec="seconds"),
-                    "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-                    "matrix_product_rate": rate,
-                    "flops_per_epoch": training_flops(split.train.lengths, num_items, max_length, library),
-                    "result": result,
-                }
-            )
+            else:
+                jobs.append((key, split, data.catalogue.num_items))
+    # Every process gets its share of the cores; one at a time may use all.
+    available, cores = sorted(os.sched_getaffinity(0)), Queue()
+    for start in range(args.at_once):
+        cores.put(set(available[start :: args.at_once]))
+    rate = matrix_product_rate() if jobs else 0.0
+
+    def measure(key: dict, split: Split, num_items: int) -> dict:
+        dataset, name = key["dataset"], key["library"]
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / "interactions.npz"
+            write_interactions(split, num_items, path)
+            log = args.environments / "logs" / f"training-{dataset}-{name}.log"
+            result = run(interpreters[name], LIBRARIES[name], path, key["max_length"], args, log, cores)
+        return {
+            **key,
+            "max_cpu_seconds": args.max_cpu_seconds,
+            "at_once": args.at_once,
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            "matrix_product_rate": rate,
+            "flops_per_epoch": training_flops(split.train.lengths, num_items, key["max_length"], LIBRARIES[name]),
+            "result": result,
+        }
+
+    with ThreadPoolExecutor(args.at_once) as pool:
+        for finished in as_completed([pool.submit(measure, *job) for job in jobs]):
+            record["parts"].append(finished.result())
             with atomic_path(args.output) as temporary:
                 temporary.write_text(json.dumps(record, indent=1) + "\n")
     print_table([part for part in record["parts"] if any(part.items() >= key.items() for key in wanted)])

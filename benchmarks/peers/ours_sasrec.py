@@ -1,7 +1,8 @@
 """SASRec with this library: `NextItemTrainer` over whole sequences, with everything a `Trainer` does around it.
 
 Without a variant the network has the maths of the peers: feed-forward as wide as the model, ReLU, the original block, dropout
-on attention weights, float32 throughout. `--variant default` is the library's own default network at the same width.
+on attention weights, float32 throughout. `--variant default` is the library's own default network at the same width;
+`--variant unscaled` is the peers' network without the factor sqrt(width) on item vectors, which RecTools leaves out.
 """
 
 import tempfile
@@ -47,8 +48,8 @@ def main() -> None:
         timestamps=None,
         user_ids=pa.array([str(user) for user in range(len(rows))]),
     )
-    if args.variant not in ("", "default"):
-        raise ValueError(f"unknown --variant {args.variant!r}: this library has 'default' or none")
+    if args.variant not in ("", "default", "unscaled"):
+        raise ValueError(f"unknown --variant {args.variant!r}: this library has 'default', 'unscaled' or none")
     peers_maths = {
         "intermediate_size": args.hidden_size,
         "hidden_act": "relu",
@@ -62,6 +63,7 @@ def main() -> None:
         num_hidden_layers=args.layers,
         num_attention_heads=args.heads,
         hidden_dropout_prob=args.dropout,
+        scale_embeddings=args.variant != "unscaled",
         **({} if args.variant == "default" else peers_maths),
     )
     with tempfile.TemporaryDirectory() as folder:
