@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
 import torch
 import transformers
 import yaml
@@ -260,24 +259,42 @@ class Study:
             )
             print(f"{self.dataset} {self.llm} {name} seed {seed} {kind}: {values}", flush=True)
 
+    def sweep(self, seed: int) -> None:
+        """DELRec at every value of every sweep; at the study's own value it is the run that is there already."""
+        own = self.merged("delrec_tune", "tune")[0]
+        for key, values in self.settings["sweeps"].items():
+            for value in values:
+                self.run("delrec", seed, None if own[key] == value else {key: value})
+
     def plot_sweeps(self) -> None:
-        """HR@1 over k and over h, as in figures 7 and 8, from the records that are there."""
+        """HR@1 over k and over h, as in figures 7 and 8, from the records that are there, one line per seed."""
         matplotlib.use("Agg")
         from matplotlib import pyplot
+        from matplotlib.ticker import ScalarFormatter
 
-        found: dict[str, dict[int, list[float]]] = {}
-        for key in self.settings["sweeps"]:
-            for path in self.records.glob(f"{self.llm}-delrec-{key}-*-sampled14.json"):
-                value = int(path.name.split(f"{key}-")[1].split("-")[0])
-                record = EvaluationRecord.load(path, rows=False)
-                found.setdefault(key, {}).setdefault(value, []).append(record.metrics[f"hr@1/sampled{NEGATIVES}"])
-        if not found:
-            return
-        figure, axes = pyplot.subplots(1, len(found), figsize=(4 * len(found), 3), squeeze=False)
-        for axis, (key, values) in zip(axes[0], found.items(), strict=True):
-            numbers = sorted(values)
-            axis.plot(numbers, [np.mean(values[number]) for number in numbers], marker="o")
-            axis.set(xlabel=f"{key} ({'k' if key == 'num_soft_tokens' else 'h'})", ylabel="HR@1, 15 candidates")
+        own = self.merged("delrec_tune", "tune")[0]
+        figure, axes = pyplot.subplots(1, len(self.settings["sweeps"]), figsize=(9, 3.2), squeeze=False)
+        floor = 0.0
+        for axis, (key, values) in zip(axes[0], self.settings["sweeps"].items(), strict=True):
+            for seed in range(10):
+                found = {}
+                for value in values:
+                    middle = "" if own[key] == value else f"-{key}-{value}"
+                    path = self.records / f"{self.llm}-delrec{middle}-{seed}-sampled14.json"
+                    if path.exists():
+                        record = EvaluationRecord.load(path, rows=False)
+                        found[value] = record.metrics[f"hr@1/sampled{NEGATIVES}"]
+                        floor = record.floor[f"hr@1/sampled{NEGATIVES}"]
+                if found:
+                    axis.plot(list(found), list(found.values()), marker="o", label=f"seed {seed}")
+            axis.axhline(floor, color="grey", linestyle=":", label="random order")
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(values)
+            axis.xaxis.set_major_formatter(ScalarFormatter())
+            axis.set_ylim(bottom=0)
+            label = "soft prompts, k" if key == "num_soft_tokens" else "items of the teacher, h"
+            axis.set(xlabel=label, ylabel="HR@1, 15 candidates", title=f"DELRec on {self.dataset}")
+            axis.legend()
         figure.tight_layout()
         path = self.aside / f"sweeps-{self.llm}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -320,9 +337,7 @@ def main() -> None:
                         for method in args.methods:
                             study.run(method, seed)
                         continue
-                    for key, values in settings["sweeps"].items():
-                        for value in values:
-                            study.run("delrec", seed, {key: value})
+                    study.sweep(seed)
                 if args.sweeps:
                     study.plot_sweeps()
     except OutOfTime:
