@@ -1,7 +1,7 @@
 """To the Hub and to disk: model, processor, code, card and evaluations as one folder, pushed as one commit.
 
-A repository is never half new: everything is written and checked in a folder first, and goes up in a single commit that the Hub
-refuses if the repository changed meanwhile.
+A repository is never half new: everything is written and checked in a folder first, and goes up in a single commit
+(`hub_commit`).
 """
 
 import json
@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 import yaml
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import CommitInfo
 from transformers import AutoModel, AutoProcessor, TrainingArguments
 
 from hf_seqrec.cards.model_card import eval_results_yaml, make_model_card
 from hf_seqrec.data.files import atomic_folder, check_writable_folder
 from hf_seqrec.evaluation import EvaluationRecord
+from hf_seqrec.hub_commit import Destination, matching_files, recommender_files, refuse_tokens
 from hf_seqrec.item_vectors import MANIFEST, load_item_vectors
 from hf_seqrec.modeling import processing  # also makes every model known to the Auto classes
 from hf_seqrec.pipelines import SequentialRecommendationPipeline
@@ -32,15 +32,9 @@ CARD, PIPELINE_CODE = "README.md", "pipelines.py"
 GROUPS = "groups.npz"  # of the items, beside P2Rec's weights
 _NEEDED = ("config.json", "processor_config.json", processing.ITEMS_NAME, PIPELINE_CODE, CARD)
 
-# What a recommender consists of; checkpoints, optimizer states and arguments (with local paths) of a training run stay at home.
-_UPLOADED = (".jinja", ".json", ".jsonl", ".md", ".model", ".png", ".py", ".safetensors", ".svg", ".txt")
-_LEFT_OUT = re.compile(
-    r"(^|/)(\.(?!eval_results/)|checkpoint-\d|runs/|__pycache__/)|\.ranks\.parquet$|trainer_state\.json$"
-)
 # Files of an older push that would be wrong beside a new model; what else people keep in a repository stays.
 _OURS = re.compile(r"[^/]+\.(py|safetensors|safetensors\.index\.json)|(records|\.eval_results)/.+")
 _EXAMPLE_TIME = 1_700_000_000  # of the card's snippet, where prompts show dates
-_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}\b")
 
 
 def save_recommender(
@@ -123,7 +117,7 @@ def save_recommender(
                 (temporary / ".eval_results").mkdir(exist_ok=True)
                 content = yaml.safe_dump(eval_results_yaml(record, dataset_id), sort_keys=False, allow_unicode=True)
                 (temporary / ".eval_results" / f"{name}.yaml").write_text(content, encoding="utf-8")
-        _refuse_tokens(temporary)
+        refuse_tokens(temporary)
     return folder
 
 
@@ -219,15 +213,11 @@ def push_folder(
             f"{folder} lacks {', '.join(missing)}: write it with `hf_seqrec.hub.save_recommender`, or push it with `seqrec push`, "
             "which completes it."
         )
-    _refuse_tokens(folder, token)
-    content: dict[str, Path | bytes] = {path: folder / path for path in sorted(_files(folder))}
-    message = commit_message or f"Recommender {repo_id.split('/')[-1]}"
-    with _clear_errors(repo_id):
-        api = _api(token)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        card = (folder / CARD).read_text(encoding="utf-8")
-        content[CARD] = _name_repository(card, repo_id).encode()
-        return _commit(api, repo_id, "model", content, _OURS, message, revision, parent_commit)
+    refuse_tokens(folder, token)
+    content: dict[str, Path | bytes] = {path: folder / path for path in recommender_files(folder)}
+    target = Destination(repo_id, "model", private, revision, parent_commit, commit_message, token).create()
+    content[CARD] = _name_repository((folder / CARD).read_text(encoding="utf-8"), target.repo_id).encode()
+    return target.commit(content, _OURS, "Recommender")
 
 
 def push_dataset(
@@ -257,10 +247,9 @@ def push_dataset(
         FileNotFoundError: The folder is no data set in the Hub layout. Otherwise as `push_recommender`.
     """
     patterns = (CARD, "items/*.parquet", "interactions/*.parquet")
-    content = _content(Path(folder), patterns, "build it with `seqrec data build` first", token)
-    old = re.compile(r"(items|interactions)/.+")
-    message = commit_message or f"Data set {repo_id.split('/')[-1]}"
-    return _push(content, repo_id, "dataset", old, message, private, revision, parent_commit, token)
+    content = matching_files(Path(folder), patterns, "build it with `seqrec data build` first", token)
+    target = Destination(repo_id, "dataset", private, revision, parent_commit, commit_message, token).create()
+    return target.commit(content, re.compile(r"(items|interactions)/.+"), "Data set")
 
 
 def push_item_vectors(
@@ -290,11 +279,9 @@ def push_item_vectors(
         FileNotFoundError: The folder holds no item vectors. ValueError: they are half-written. Otherwise as `push_recommender`.
     """
     folder = load_item_vectors(folder).folder
-    content = _content(folder, (CARD, MANIFEST, "vectors/*.parquet"), "make the vectors again", token)
-    message = commit_message or f"Item vectors {repo_id.split('/')[-1]}"
-    return _push(
-        content, repo_id, "dataset", re.compile(r"vectors/.+"), message, private, revision, parent_commit, token
-    )
+    content = matching_files(folder, (CARD, MANIFEST, "vectors/*.parquet"), "make the vectors again", token)
+    target = Destination(repo_id, "dataset", private, revision, parent_commit, commit_message, token).create()
+    return target.commit(content, re.compile(r"vectors/.+"), "Item vectors")
 
 
 def push_p2rec(
@@ -324,27 +311,9 @@ def push_p2rec(
         FileNotFoundError: The folder is no complete run. Otherwise as `push_recommender`.
     """
     patterns = (CARD, "config.json", "*.safetensors", "*.py", GROUPS, "p2rec.json")
-    content = _content(Path(folder), patterns, "train with `seqrec train p2rec` first", token)
-    message = commit_message or f"P2Rec {repo_id.split('/')[-1]}"
-    return _push(content, repo_id, "model", _OURS, message, private, revision, parent_commit, token)
-
-
-def _content(folder: Path, patterns: Sequence[str], advice: str, token: str | None) -> dict[str, Path | bytes]:
-    """The files of a folder that are pushed, by their path there; each pattern must match something."""
-    parts = {pattern: sorted(folder.glob(pattern)) for pattern in patterns}
-    missing = [pattern for pattern, paths in parts.items() if not paths]
-    if missing:
-        raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}: {advice}.")
-    _refuse_tokens(folder, token)
-    return {path.relative_to(folder).as_posix(): path for paths in parts.values() for path in paths}
-
-
-def _push(content, repo_id, repo_type, old, message, private, revision, parent_commit, token) -> CommitInfo:
-    """One commit to a repository, which is made when missing."""
-    with _clear_errors(repo_id):
-        api = _api(token)
-        repo_id = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id
-        return _commit(api, repo_id, repo_type, content, old, message, revision, parent_commit)
+    content = matching_files(Path(folder), patterns, "train with `seqrec train p2rec` first", token)
+    target = Destination(repo_id, "model", private, revision, parent_commit, commit_message, token).create()
+    return target.commit(content, _OURS, "P2Rec")
 
 
 def load_recommender(path_or_repo: str | os.PathLike, revision: str | None = None, token: str | None = None):
@@ -372,63 +341,6 @@ def missing_files(folder: str | os.PathLike) -> list[str]:
     folder = Path(folder)
     missing = [name for name in _NEEDED if not (folder / name).is_file()]
     return missing if any(folder.glob("*.safetensors")) else [*missing, "*.safetensors"]
-
-
-def _api(token: str | None) -> HfApi:
-    if token is None and get_token() is None:
-        raise PermissionError("pushing needs a Hub token: run `hf auth login`, set HF_TOKEN, or pass `token=`.")
-    return HfApi(token=token)
-
-
-def _commit(api, repo_id, repo_type, content, ours, message, revision, parent_commit) -> CommitInfo:
-    """One commit, unlike `upload_folder`, which may cut a large folder into several."""
-    branch = revision or "main"
-    if branch != "main":
-        api.create_branch(repo_id, repo_type=repo_type, branch=branch, exist_ok=True)
-    head = api.repo_info(repo_id, repo_type=repo_type, revision=branch).sha
-    stale = [
-        path
-        for path in api.list_repo_files(repo_id, repo_type=repo_type, revision=head)
-        if path not in content and ours.fullmatch(path)
-    ]
-    operations: list[Any] = [CommitOperationDelete(path_in_repo=path, is_folder=False) for path in stale]
-    operations += [
-        CommitOperationAdd(path_in_repo=path, path_or_fileobj=source if isinstance(source, bytes) else str(source))
-        for path, source in content.items()
-    ]
-    return api.create_commit(
-        repo_id,
-        operations,
-        repo_type=repo_type,
-        commit_message=message,
-        revision=branch,
-        parent_commit=parent_commit or head,
-    )
-
-
-@contextmanager
-def _clear_errors(repo_id: str) -> Iterator[None]:
-    try:
-        yield
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        if status == 412:
-            error.add_note(
-                f"{repo_id} changed since the commit this push builds on: look at the change, then push again."
-            )
-        elif status in (401, 403):
-            error.add_note(
-                f"The Hub token may not write to {repo_id}: check its name, or log in with `hf auth login`."
-            )
-        raise
-    except Exception as error:
-        # The client's HTTP library goes by another name in each of its major releases.
-        if any(type(cause).__module__.startswith("httpx") for cause in (error, error.__cause__)):
-            raise ConnectionError(
-                f"the push to {repo_id} was interrupted ({error}). The repository holds the old version or the new one, never "
-                "a mixture: push again, what has arrived is not sent twice."
-            ) from error
-        raise
 
 
 @contextmanager
@@ -497,29 +409,6 @@ def _example_history(processor: Any) -> list[str]:
         if len(named) == 2:
             break
     return named
-
-
-def _files(folder: Path) -> list[str]:
-    paths = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return [
-        path
-        for path in paths
-        if path.startswith(".eval_results/") or (path.endswith(_UPLOADED) and not _LEFT_OUT.search(path))
-    ]
-
-
-def _refuse_tokens(folder: Path, token: str | None = None) -> None:
-    own = {secret for secret in (token, get_token()) if secret and len(secret) >= 20}  # shorter ones are placeholders
-    for path in _files(folder):
-        if path.endswith((".safetensors", ".png")):
-            continue
-        text = (folder / path).read_text(encoding="utf-8")
-        # Item ids are the owner's strings and may look like anything; only the token in use is looked for there.
-        looks_like_one = None if path.endswith(".jsonl") else _TOKEN.search(text)
-        if looks_like_one or any(secret in text for secret in own):
-            raise ValueError(
-                f"{path} holds an access token: remove it, and revoke the token if the file was ever shared."
-            )
 
 
 def _name_repository(card: str, repo_id: str) -> str:

@@ -413,7 +413,7 @@ def load_generator(
         raise TypeError(f"{name} is an encoder and does not generate: take a decoder-only or encoder-decoder LLM.")
     tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     description: dict[str, Any] = {"llm": Path(name).name if os.path.isdir(name) else name, "engine": engine}
-    description["adapter"] = None if adapter is None else _adapter_hash(str(adapter), adapter_revision)
+    description["adapter"] = None if adapter is None else adapter_hash(str(adapter), adapter_revision)
     if engine == "vllm":
         return _load_vllm(name, revision, adapter, adapter_revision, tokenizer, config, description, dtype)
     kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
@@ -467,7 +467,7 @@ def _renamed(place: dict[str, Any]) -> dict[str, Any]:
     return {"pretrained_model_name_or_path": place["model"], "revision": place["revision"]}
 
 
-def _adapter_hash(adapter: str, revision: str | None) -> str:
+def adapter_hash(adapter: str, revision: str | None) -> str:
     """First 16 hexadecimal digits of the sha256 over an adapter's weights and configuration."""
     digest = hashlib.sha256()
     for file in ("adapter_config.json", "adapter_model.safetensors"):

@@ -18,9 +18,10 @@ from typing import Any
 import yaml
 from huggingface_hub import CommitInfo
 
-from hf_seqrec.hub import CARD, _api, _clear_errors, _content, _push, load_recommender, push_folder
+from hf_seqrec.hub import CARD, load_recommender, push_folder
+from hf_seqrec.hub_commit import Destination, clear_errors, hub_api, matching_files
 from hf_seqrec.item_vectors import MANIFEST as VECTORS
-from hf_seqrec.knowledge import MANIFEST, Knowledge, load_knowledge
+from hf_seqrec.knowledge import MANIFEST, Knowledge, adapter_hash, load_knowledge
 
 
 _SECTION = re.compile(r"\n*<!-- seralm -->.*?<!-- /seralm -->\n*", re.DOTALL)
@@ -72,11 +73,11 @@ def push_knowledge(
     load_knowledge(folder)
     patterns = [CARD, MANIFEST, "knowledge/*.parquet"]
     patterns += [VECTORS, "vectors/*.parquet"] if (folder / VECTORS).is_file() else []
-    content = _content(folder, patterns, "make it with `seqrec knowledge generate`", token)
+    content = matching_files(folder, patterns, "make it with `seqrec knowledge generate`", token)
     content[CARD] = _linked((folder / CARD).read_text(encoding="utf-8"), links).encode()
     old = re.compile(r"(knowledge|vectors)/.+|item_vectors\.json")
-    message = f"Item knowledge {repo_id.split('/')[-1]}"
-    return _push(content, repo_id, "dataset", old, message, private, revision, None, token)
+    target = Destination(repo_id, "dataset", private, revision, token=token).create()
+    return target.commit(content, old, "Item knowledge")
 
 
 def push_seralm(
@@ -111,7 +112,7 @@ def push_seralm(
     """
     texts = load_knowledge(knowledge)
     check_together(recommender, texts, adapter)
-    api = _api(token)
+    api = hub_api(token)
     owner, name = repo_id.split("/") if "/" in repo_id else (api.whoami()["name"], repo_id)
     names = {"recommender": f"{owner}/{name}", "knowledge": f"{owner}/{name}-knowledge"}
     if adapter is not None:
@@ -128,7 +129,7 @@ def push_seralm(
         if card.is_file():
             card.write_text(_linked(card.read_text(encoding="utf-8"), _links(names)), encoding="utf-8")
         found["recommender"] = push_folder(folder, names["recommender"], private, revision, token=token)
-    with _clear_errors(repo_id):
+    with clear_errors(repo_id):
         collection = api.create_collection(
             f"SeRALM {name}",
             namespace=owner,
@@ -160,8 +161,6 @@ def check_together(
         FileNotFoundError: The adapter's folder is not complete. ValueError: the recommender is no SeRALM, knows other items or holds
             the vectors of other knowledge; the knowledge was written by another adapter, or by none.
     """
-    from hf_seqrec.knowledge import _adapter_hash
-
     model, processor = load_recommender(recommender)
     if not hasattr(model, "knowledge"):
         raise ValueError(f"{recommender} holds a {type(model).__name__}, need a SeRALM recommender.")
@@ -184,7 +183,7 @@ def check_together(
         missing = [name for name in _ADAPTER if not (Path(adapter) / name).is_file()]
         if missing:
             raise FileNotFoundError(f"{adapter} lacks {', '.join(missing)}: it is no adapter of PEFT.")
-        if (found := _adapter_hash(str(adapter), None)) != wrote:
+        if (found := adapter_hash(str(adapter), None)) != wrote:
             raise ValueError(
                 f"{adapter} is the adapter {found}, the knowledge was written with {wrote or 'none'}: generate the knowledge with "
                 "this adapter."
@@ -192,7 +191,7 @@ def check_together(
 
 
 def _push_adapter(folder: Path, names: dict[str, str], knowledge: Knowledge, private, revision, token) -> CommitInfo:
-    content = _content(folder, _ADAPTER, "save the adapter of PEFT again", token)
+    content = matching_files(folder, _ADAPTER, "save the adapter of PEFT again", token)
     config = json.loads((folder / _ADAPTER[0]).read_text(encoding="utf-8"))
     head: dict[str, Any] = {"library_name": "peft", "tags": ["hf_seqrec", "seralm", "lora"]}
     llm = config.get("base_model_name_or_path") or ""
@@ -217,9 +216,8 @@ def _push_adapter(folder: Path, names: dict[str, str], knowledge: Knowledge, pri
     )
     content[_ADAPTER[0]] = json.dumps(config, indent=2).encode()
     content[CARD] = _linked(card, _links(names)).encode()
-    old = re.compile(r"adapter_model\..+")
-    message = f"Adapter {names['adapter'].split('/')[-1]}"
-    return _push(content, names["adapter"], "model", old, message, private, revision, None, token)
+    target = Destination(names["adapter"], "model", private, revision, token=token).create()
+    return target.commit(content, re.compile(r"adapter_model\..+"), "Adapter")
 
 
 def _links(names: dict[str, str]) -> str:

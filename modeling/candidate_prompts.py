@@ -22,9 +22,9 @@ from .prompting import (
     PromptProgram,
     Slot,
     _compile,
-    _tokenize,
     clean_title,
     special_tokens_around,
+    tokenize_texts,
 )
 
 
@@ -315,9 +315,9 @@ def compile_candidate_template(
         item=[],
         start=start,
         end=[] if llm_kind == "decoder" else end,
-        numbers=_tokenize([str(number + 1) for number in range(max(history_length, num_candidates))], tokenizer),
+        numbers=tokenize_texts([str(number + 1) for number in range(max(history_length, num_candidates))], tokenizer),
         title_prefix=" ",
-        untitled=_tokenize([" " + UNTITLED], tokenizer)[0][:max_title_tokens],
+        untitled=tokenize_texts([" " + UNTITLED], tokenizer)[0][:max_title_tokens],
         max_title_tokens=max_title_tokens,
         max_tokens=max_tokens,
         num_soft=num_soft,
@@ -336,7 +336,7 @@ def _answer_tokens(answer: str, llm_kind: str, tokenizer, start, end, answer_end
     if answer == "sentinel" and llm_kind != "encoder-decoder":
         raise ValueError(f"answer='sentinel' is for encoder-decoder LLMs such as T5, this one is of kind {llm_kind}.")
     if llm_kind == "decoder":
-        return {"answer_fill": [], "answer_begin": [], "answer_end": _tokenize([answer_end], tokenizer)[0]}
+        return {"answer_fill": [], "answer_begin": [], "answer_end": tokenize_texts([answer_end], tokenizer)[0]}
     if llm_kind == "encoder":
         if tokenizer.mask_token_id is None:
             raise ValueError(
@@ -363,7 +363,7 @@ def _label_tokens(labels: str | Sequence[str], count: int, tokenizer) -> tuple[l
     else:
         words = list(labels)
     for prefix in (" ", ""):
-        rows = _tokenize([prefix + word for word in words], tokenizer)
+        rows = tokenize_texts([prefix + word for word in words], tokenizer)
         head, tokens = rows[0][:-1], [row[-1] for row in rows if row]
         alike = all(row[:-1] == head for row in rows)
         if alike and len(set(tokens)) == len(words) and tokenizer.unk_token_id not in tokens:
@@ -402,7 +402,7 @@ def distinct_titles(
         title = row = tokens[begin:end].astype(np.int32)
         while row.tobytes() in taken:
             counts[title.tobytes()] += 1
-            number = _tokenize([f" ({counts[title.tobytes()] + 1})"], tokenizer)[0]
+            number = tokenize_texts([f" ({counts[title.tobytes()] + 1})"], tokenizer)[0]
             if len(number) >= max_title_tokens:
                 raise ValueError(
                     f"titles of {max_title_tokens} tokens leave no room for the number behind equal ones: raise `max_title_tokens`."

@@ -32,7 +32,7 @@ from .candidate_prompts import CandidateProgram, CandidateTemplate
 from .llm import SlotVectors, add_lora
 from .llm_ranker import LLMRankerConfig, LLMRankerForSequentialRecommendation, LLMRankerOutput
 from .processing import SequentialRecommendationProcessor
-from .prompting import DOMAINS, Field, Slot, _tokenize
+from .prompting import DOMAINS, Field, Slot, tokenize_texts
 
 
 logger = logging.get_logger(__name__)
@@ -396,7 +396,7 @@ class DELRecForSequentialRecommendation(LLMRankerForSequentialRecommendation):
             table.normal_()
             return
         if self.config.soft_init == "text":
-            tokens = _tokenize([str(self.config.soft_text)], tokenizer)[0]
+            tokens = tokenize_texts([str(self.config.soft_text)], tokenizer)[0]
             rows = torch.tensor([tokens[number % len(tokens)] for number in range(k)])
         else:
             rows = torch.randperm(min(len(tokenizer), len(words)))[:k]

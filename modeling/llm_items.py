@@ -17,7 +17,7 @@ from transformers import initialization as init
 
 from .base import SequentialRecommenderConfig
 from .llm import LLMRecommender, PromptEncoder, SlotVectors, config_as_dict, load_llm, resolve_revision
-from .prompting import Slot, _tokenize, clean_title, special_tokens_around
+from .prompting import Slot, clean_title, special_tokens_around, tokenize_texts
 
 
 @strict
@@ -160,12 +160,12 @@ class ItemPromptModel(LLMRecommender):
         )
         start, end = special_tokens_around(tokenizer)
         before = config.instruction.replace("{num_groups}", str(getattr(config, "num_groups", "")))
-        texts = _tokenize([before, config.response], tokenizer)
+        texts = tokenize_texts([before, config.response], tokenizer)
         config.prompt = {"start": [*start, *texts[0]], "end": [*texts[1], *end]}
         rows: list[list[int]] = []
         if config.titles:
             titles = [f" {clean_title(title)}" for title in _as_list(catalogue.titles)]
-            rows = [row[: config.max_title_tokens] for row in _tokenize(titles, tokenizer)]
+            rows = [row[: config.max_title_tokens] for row in tokenize_texts(titles, tokenizer)]
             config.num_title_tokens = sum(map(len, rows))
         limit = getattr(model.config, "max_position_embeddings", None)
         per_item = 1 + (config.max_title_tokens if config.titles else 0)

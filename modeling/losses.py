@@ -20,7 +20,8 @@ import torch.nn.functional as F
 _CHUNK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 28}
 
 
-def _chunk_rows(width: int, device: torch.device) -> int:
+def chunk_rows(width: int, device: torch.device) -> int:
+    """Rows of `width` numbers that one chunk holds, as many as suit the device."""
     return max(16, _CHUNK_ELEMENTS.get(device.type, 1 << 24) // max(width, 1))
 
 
@@ -39,7 +40,7 @@ class _FullCrossEntropy(torch.autograd.Function):
         dtype = _compute_dtype(hidden)
         with torch.autocast(device_type, enabled=False):
             h, w = hidden.detach().to(dtype), table.detach().to(dtype)
-            rows = _chunk_rows(w.shape[0], h.device)
+            rows = chunk_rows(w.shape[0], h.device)
             need_h, need_w, need_b = ctx.needs_input_grad[:3]
             total = torch.zeros((), dtype=torch.float64 if device_type == "cpu" else torch.float32, device=h.device)
             grad_h: Any = torch.empty_like(h) if need_h else None
@@ -90,7 +91,7 @@ class _ChunkedSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, table, bias, target, negatives, term):
         inputs: list[Any] = [None if t is None else t.detach().requires_grad_() for t in (hidden, table, bias)]
-        rows = _chunk_rows(negatives.shape[1] * table.shape[1], hidden.device)
+        rows = chunk_rows(negatives.shape[1] * table.shape[1], hidden.device)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_h = torch.zeros_like(hidden)
         wanted = any(ctx.needs_input_grad[:3])

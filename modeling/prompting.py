@@ -383,10 +383,10 @@ def compile_template(
         version=template.version,
         start=start,
         end=end,
-        numbers=_tokenize([str(number) for number in range(1, history_length + 1)], tokenizer),
-        dates=dict(zip(dates, _tokenize(dates, tokenizer), strict=True)) if template.dated else {},
+        numbers=tokenize_texts([str(number) for number in range(1, history_length + 1)], tokenizer),
+        dates=dict(zip(dates, tokenize_texts(dates, tokenizer), strict=True)) if template.dated else {},
         title_prefix=prefix,
-        untitled=_tokenize([prefix + UNTITLED], tokenizer)[0][:max_title_tokens],
+        untitled=tokenize_texts([prefix + UNTITLED], tokenizer)[0][:max_title_tokens],
         max_title_tokens=max_title_tokens,
         max_tokens=max_tokens,
         **programs,
@@ -404,7 +404,7 @@ def tokenize_titles(titles: Sequence[str | None], tokenizer, program: PromptProg
     Returns:
         int32 tokens (total,), and int64 offsets (len(titles) + 1,); title `r` owns `tokens[offsets[r]:offsets[r + 1]]`.
     """
-    rows = _tokenize([program.title_prefix + clean_title(title) for title in titles], tokenizer)
+    rows = tokenize_texts([program.title_prefix + clean_title(title) for title in titles], tokenizer)
     rows = [row[: program.max_title_tokens] or program.untitled for row in rows]
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows], dtype=np.int64)])
     return np.fromiter((token for row in rows for token in row), dtype=np.int32, count=int(offsets[-1])), offsets
@@ -412,7 +412,7 @@ def tokenize_titles(titles: Sequence[str | None], tokenizer, program: PromptProg
 
 def special_tokens_around(tokenizer) -> tuple[list[int], list[int]]:
     """Special tokens that a tokenizer puts before and after a text, for example `[CLS]` and `[SEP]`."""
-    bare, full = _tokenize(["a"], tokenizer)[0], list(tokenizer("a").input_ids)
+    bare, full = tokenize_texts(["a"], tokenizer)[0], list(tokenizer("a").input_ids)
     for begin in range(len(full) - len(bare) + 1):
         if bare and full[begin : begin + len(bare)] == bare:
             return full[:begin], full[begin + len(bare) :]
@@ -424,11 +424,11 @@ def special_tokens_around(tokenizer) -> tuple[list[int], list[int]]:
 def _compile(text: str, tokenizer) -> list[int]:
     program: list[int] = []
     for piece in filter(None, _PLACE.split(text)):
-        program += [int(_PLACES[piece])] if piece in _PLACES else _tokenize([piece], tokenizer)[0]
+        program += [int(_PLACES[piece])] if piece in _PLACES else tokenize_texts([piece], tokenizer)[0]
     return program
 
 
-def _tokenize(texts: list[str], tokenizer) -> list[list[int]]:
+def tokenize_texts(texts: list[str], tokenizer) -> list[list[int]]:
     """Tokens of texts, strings like `</s>` in them being text, too."""
     return [
         list(row)

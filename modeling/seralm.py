@@ -36,7 +36,7 @@ from .base import (
     to_right_padded,
 )
 from .llm import build_llm, config_as_dict, load_llm, pad, resolve_revision
-from .losses import NextItemLoss, _chunk_rows
+from .losses import NextItemLoss, chunk_rows
 from .prompting import special_tokens_around
 from .teacher import BACKBONES
 
@@ -751,7 +751,7 @@ def catalogue_log_prob(
         true = scores.gather(1, targets.unsqueeze(1)).squeeze(1)
         return true - scores[:, 1:].logsumexp(1)
 
-    size, out = _chunk_rows(len(table), users.device), []
+    size, out = chunk_rows(len(table), users.device), []
     for part in (slice(start, start + size) for start in range(0, len(users), size)):
         given = [None if tensor is None else tensor[part] for tensor in (users, targets, item_index, rows)]
         out.append(checkpoint(chunk, *given, use_reentrant=False) if torch.is_grad_enabled() else chunk(*given))

@@ -291,7 +291,7 @@ class Study:
             axis.set_xscale("log", base=2)
             axis.set_xticks(values)
             axis.xaxis.set_major_formatter(ScalarFormatter())
-            axis.set_ylim(bottom=0)
+            axis.set_ylim(0, 1.15 * axis.get_ylim()[1])
             label = "soft prompts, k" if key == "num_soft_tokens" else "items of the teacher, h"
             axis.set(xlabel=label, ylabel="HR@1, 15 candidates", title=f"DELRec on {self.dataset}")
             axis.legend()

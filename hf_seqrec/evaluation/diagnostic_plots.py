@@ -7,7 +7,16 @@ from typing import Any
 import numpy as np
 
 from .diagnostic_results import CrossDomainDiagnostic, GroupDiagnostic, ShuffleDiagnostic
-from .plots import _GREY, _best_first, _figure, _label, _looks, _metric_name, _name_lines, _shared_protocol
+from .figures import (
+    GREY,
+    best_first,
+    evaluation_figure,
+    line_looks,
+    metric_name,
+    name_lines,
+    record_label,
+    shared_protocol,
+)
 
 
 def plot_shuffle(
@@ -30,15 +39,15 @@ def plot_shuffle(
         >>> figure = plot_shuffle([sasrec.shuffled_inference(), gru.shuffled_inference()], path="shuffle.png")  # doctest: +SKIP
     """
     shown: list[Any] = list(results)  # they have what the helpers read of records
-    protocol = _shared_protocol(shown)
+    protocol = shared_protocol(shown)
     _same(shown, "shuffled")
     _same(shown, "last")
-    ordered: list[Any] = _best_first(shown, results[0].comparison(metric).metric)
+    ordered: list[Any] = best_first(shown, results[0].comparison(metric).metric)
     shuffled = "shuffled training" if results[0].shuffled == "training" else "shuffled histories"
-    headline = f"{_metric_name(metric)} with {shuffled} on {results[0].dataset}"
-    with _figure(headline, protocol, path=path) as figure:
+    headline = f"{metric_name(metric)} with {shuffled} on {results[0].dataset}"
+    with evaluation_figure(headline, protocol, path=path) as figure:
         (axes,) = figure.axes
-        for place, (result, look) in enumerate(zip(ordered, _looks(), strict=False)):
+        for place, (result, look) in enumerate(zip(ordered, line_looks(), strict=False)):
             one = result.comparison(metric)
             marker, colour = look["marker"], look["color"]
             # The interval is that of the paired difference: drawn around the shuffled value, it holds the original one exactly
@@ -51,14 +60,14 @@ def plot_shuffle(
             axes.text(
                 1.02, place, ratio, color=colour, transform=axes.get_yaxis_transform(), verticalalignment="center"
             )
-        axes.set_yticks(range(len(ordered)), [_label(result, ordered) for result in ordered])
+        axes.set_yticks(range(len(ordered)), [record_label(result, ordered) for result in ordered])
         axes.set_ylim(len(ordered) - 0.5, -0.5)
         axes.set_xlim(left=0)
         axes.grid(axis="y", visible=False)
         axes.grid(axis="x", visible=True)
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel(
-            f"{_metric_name(metric)}: hollow original, filled shuffled, band: 95 % interval of the difference"
+            f"{metric_name(metric)}: hollow original, filled shuffled, band: 95 % interval of the difference"
         )
     return figure
 
@@ -84,18 +93,18 @@ def plot_similarity(results: Sequence[ShuffleDiagnostic], path: str | os.PathLik
         raise ValueError(
             "no result has a similarity: pass results of `shuffled_inference` of models with user vectors."
         )
-    protocol = _shared_protocol(shown)
+    protocol = shared_protocol(shown)
     _same(shown, "last")
     shown = sorted(shown, key=lambda result: -result.similarity.mean)
-    with _figure(
+    with evaluation_figure(
         f"User vectors of original and shuffled histories on {shown[0].dataset}", protocol, path=path
     ) as figure:
         (axes,) = figure.axes
         left = 0.9
-        for result, look in zip(shown, _looks(), strict=False):
+        for result, look in zip(shown, line_looks(), strict=False):
             similarity = result.similarity
             edges, above = np.array(similarity.edges), 1 - np.cumsum([0.0, *similarity.shares])
-            label = f"{_label(result, shown)}, mean {similarity.mean:.3f}"
+            label = f"{record_label(result, shown)}, mean {similarity.mean:.3f}"
             axes.plot(edges, np.clip(above, 0, 1), markevery=8, label=label, **look)
             left = min(left, edges[np.flatnonzero(similarity.shares)[0]])
         axes.legend(frameon=False, loc="lower left")
@@ -126,19 +135,19 @@ def plot_groups(
         >>> figure = plot_groups([diagnostics.popularity()], "hr@10", path="popularity.png")  # doctest: +SKIP
     """
     shown: list[Any] = list(results)
-    protocol = _shared_protocol(shown)
+    protocol = shared_protocol(shown)
     _same(shown, "definition")
     groups = [group for group in results[0].groups if group.num_rows]
     whole = results[0]._shown([metric], list(groups[0].metrics))[0]
     by = {"transition": "transition set", "popularity": "popularity of the target", "activity": "user activity"}
-    headline = f"{_metric_name(metric)} by {by[results[0].by]} on {results[0].dataset}"
-    with _figure(headline, protocol, path=path) as figure:
+    headline = f"{metric_name(metric)} by {by[results[0].by]} on {results[0].dataset}"
+    with evaluation_figure(headline, protocol, path=path) as figure:
         (axes,) = figure.axes
         places = np.arange(len(groups))
-        axes.plot(places, [group.floor[whole] for group in groups], color=_GREY, linestyle=":", linewidth=1.5)
-        names: list[tuple[str, float, dict[str, Any]]] = [("random order", groups[-1].floor[whole], {"color": _GREY})]
+        axes.plot(places, [group.floor[whole] for group in groups], color=GREY, linestyle=":", linewidth=1.5)
+        names: list[tuple[str, float, dict[str, Any]]] = [("random order", groups[-1].floor[whole], {"color": GREY})]
         ordered = sorted(shown, key=lambda result: -result.group(groups[-1].name).metrics[whole])
-        for index, (result, look) in enumerate(zip(ordered, _looks(), strict=False)):
+        for index, (result, look) in enumerate(zip(ordered, line_looks(), strict=False)):
             of_model = [result.group(group.name) for group in groups]
             means = np.array([group.metrics[whole] for group in of_model])
             low, high = np.array([group.intervals[whole] for group in of_model]).T
@@ -151,14 +160,14 @@ def plot_groups(
                 clip_on=False,
                 **look,
             )
-            names.append((_label(result, shown), means[-1], look))
+            names.append((record_label(result, shown), means[-1], look))
         labels = [f"{group.name}\n{group.num_users:,} users" for group in groups]
         axes.set_xticks(places, labels)
         axes.set_xlim(-0.35, len(groups) - 0.65)
         axes.tick_params(axis="x", length=0)
-        axes.set_ylabel(f"{_metric_name(metric)}, bars: 95 % interval")
+        axes.set_ylabel(f"{metric_name(metric)}, bars: 95 % interval")
         axes.set_ylim(bottom=0)
-        _name_lines(axes, names)
+        name_lines(axes, names)
     return figure
 
 
@@ -188,15 +197,15 @@ def plot_cross_domain(
     datasets = list(dict.fromkeys(result.dataset for result in results))
     models = list(dict.fromkeys(result.model for result in results))
     ordered = sorted(results, key=lambda result: (datasets.index(result.dataset), -result.metrics[whole]))
-    headline = f"{_metric_name(metric)} without training on the data"
-    with _figure(headline, results[0].protocol, path=path) as figure:
+    headline = f"{metric_name(metric)} without training on the data"
+    with evaluation_figure(headline, results[0].protocol, path=path) as figure:
         (axes,) = figure.axes
-        looks = dict(zip(models, _looks(), strict=False))
+        looks = dict(zip(models, line_looks(), strict=False))
         for place, result in enumerate(ordered):
             look, (low, high) = looks[result.model], result.intervals[whole]
             axes.plot([low, high], [place] * 2, color=look["color"], linewidth=2)
             axes.plot([result.metrics[whole]], [place], **look)
-            axes.plot([result.floor[whole]], [place], marker="|", color=_GREY, markersize=16, markeredgewidth=2)
+            axes.plot([result.floor[whole]], [place], marker="|", color=GREY, markersize=16, markeredgewidth=2)
         labels = [f"{result.model}\n{result.source}\n→ {result.dataset}" for result in ordered]
         axes.set_yticks(range(len(ordered)), labels)
         axes.set_ylim(len(ordered) - 0.5, -0.5)
@@ -204,7 +213,7 @@ def plot_cross_domain(
         axes.grid(axis="y", visible=False)
         axes.grid(axis="x", visible=True)
         axes.tick_params(axis="y", length=0)
-        axes.set_xlabel(f"{_metric_name(metric)}, bars: 95 % interval, grey: random order")
+        axes.set_xlabel(f"{metric_name(metric)}, bars: 95 % interval, grey: random order")
     return figure
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from hf_seqrec.data.files import atomic_path
 
 from .protocol import Protocol
-from .record import _to_json, _versions
+from .record import library_versions, to_json
 from .significance import Comparison
 
 
@@ -47,7 +47,7 @@ class Diagnostic:
     protocol: Protocol
     candidates: dict[str, Any] | None
     num_rows: int
-    versions: dict[str, str] = field(default_factory=_versions)
+    versions: dict[str, str] = field(default_factory=library_versions)
 
     def to_dict(self) -> dict[str, Any]:
         """Return format, kind and fields as values that JSON can hold."""
@@ -68,7 +68,7 @@ class Diagnostic:
         path = Path(path)
         if path.suffix != ".json":
             raise ValueError(f"A record is a .json file, got {path.name!r}.")
-        content = _to_json(self.to_dict(), path)  # refused before anything is written
+        content = to_json(self.to_dict(), path)  # refused before anything is written
         with atomic_path(path) as temporary:
             temporary.write_text(content, encoding="utf-8")
         return path

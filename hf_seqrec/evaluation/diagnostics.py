@@ -33,10 +33,10 @@ from hf_seqrec.data.sequences import flat_positions
 from hf_seqrec.metrics import random_floor, ranking_scores
 
 from .diagnostic_results import CrossDomainDiagnostic, Group, GroupDiagnostic, ShuffleDiagnostic, Similarity
-from .evaluator import EvaluationResult, RankingEvaluator, _config_length, bootstrap_intervals
-from .plots import _bucket_bounds, _span
+from .evaluator import EvaluationResult, RankingEvaluator, bootstrap_intervals, config_length
+from .figures import bucket_bounds, span_text
 from .protocol import Protocol
-from .record import EvaluationRecord, _describe, hash_config
+from .record import EvaluationRecord, describe_candidates, hash_config
 from .significance import Comparison, check_comparable, compare_records, randomisation_test
 
 
@@ -400,7 +400,9 @@ class SequenceDiagnostics:
         groups = {}
         for code, name in enumerate(ITEM_GROUPS):
             items = np.flatnonzero(group_of_item[1:] == code) + 1
-            often = f", {_span(count[items].min(), count[items].max())} interactions" if len(items) and code else ""
+            often = (
+                f", {span_text(count[items].min(), count[items].max())} interactions" if len(items) and code else ""
+            )
             groups[name] = (group_of_item[self.evaluation_set.target] == code, f"{len(items):,} items{often}")
         return self._by_group(
             "popularity",
@@ -417,8 +419,8 @@ class SequenceDiagnostics:
         """
         lengths = self.evaluation_set.lengths
         groups = {
-            f"{_span(low, high)} items": ((lengths >= low) & (lengths <= high), "in the history")
-            for low, high in _bucket_bounds(lengths, num_groups)
+            f"{span_text(low, high)} items": ((lengths >= low) & (lengths <= high), "in the history")
+            for low, high in bucket_bounds(lengths, num_groups)
         }
         return self._by_group("activity", "by number of items in the history", groups)
 
@@ -581,7 +583,7 @@ class _OtherCatalogue(nn.Module):
         self.model, self.num_old = model, num_old
         self.is_dot_product = getattr(model, "is_dot_product", False)
         self.needs_timestamps = getattr(model, "needs_timestamps", False)
-        self.max_length = _config_length(model)
+        self.max_length = config_length(model)
 
     @property
     def config(self) -> Any:
@@ -675,7 +677,7 @@ def _header(
         "dataset": data.name,
         "dataset_fingerprint": data.fingerprint,
         "protocol": result.protocol,
-        "candidates": None if candidates is None else _describe(candidates),
+        "candidates": None if candidates is None else describe_candidates(candidates),
         "num_rows": len(result.ranks),
     }
 

@@ -358,7 +358,7 @@ class RankingEvaluator:
         batch_size = self.batch_size or (64 if device.type == "cpu" else 256)
         kind = _DotProduct if getattr(inner, "is_dot_product", False) else _Score
         scorer = kind(inner, self, batch_size)
-        max_length = self.max_length or _config_length(inner)
+        max_length = self.max_length or config_length(inner)
         times = self._timestamps(inner)
         shared = self.accelerator if self.accelerator is not None and self.accelerator.num_processes > 1 else None
         ranks = torch.zeros(len(self._target), device=device)
@@ -573,6 +573,7 @@ def _check_shape(tensor: torch.Tensor, wanted: tuple[int, ...], name: str) -> No
         raise ValueError(f"`{name}` must give shape {wanted}, got {tuple(tensor.shape)}.")
 
 
-def _config_length(model: nn.Module) -> int | None:
+def config_length(model: nn.Module) -> int | None:
+    """How many items of a history a model reads, where its configuration says so."""
     config = getattr(model, "config", None)
     return getattr(config, "max_length", None) or getattr(config, "max_position_embeddings", None)

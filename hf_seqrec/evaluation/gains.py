@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from hf_seqrec.metrics import ranking_scores
 
 from .evaluator import bootstrap_intervals
-from .plots import _figure, _metric_name
+from .figures import evaluation_figure, metric_name
 from .protocol import Protocol
 from .record import EvaluationRecord
 from .significance import check_comparable
@@ -190,18 +190,18 @@ def plot_gains(gains: Sequence[Gains], path: Any = None) -> "Figure":
     Raises:
         ValueError: No gains, or gains of other data or another metric.
     """
-    from .plots import _GREY, _looks
+    from .figures import GREY, line_looks
 
     if not gains:
         raise ValueError("`gains` is empty: pass at least one pair of methods.")
     if len({(one.dataset_fingerprint, one.metric, one.protocol) for one in gains}) > 1:
         raise ValueError("one picture needs one data set, protocol and metric.")
     first = gains[0]
-    headline = f"Gain in {_metric_name(first.metric)} by user activity on {first.dataset}"
-    with _figure(headline, first.protocol, path=path) as figure:
+    headline = f"Gain in {metric_name(first.metric)} by user activity on {first.dataset}"
+    with evaluation_figure(headline, first.protocol, path=path) as figure:
         (axes,) = figure.axes
-        axes.axhline(0, color=_GREY, linewidth=1)
-        for index, (one, look) in enumerate(zip(gains, _looks(), strict=False)):
+        axes.axhline(0, color=GREY, linewidth=1)
+        for index, (one, look) in enumerate(zip(gains, line_looks(), strict=False)):
             values = np.array([(gain.difference, gain.low, gain.high) for gain in one.groups]).T
             axes.errorbar(
                 np.arange(len(one.groups)) + 0.09 * (index - (len(gains) - 1) / 2),

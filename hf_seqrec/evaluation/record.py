@@ -133,8 +133,8 @@ class EvaluationRecord:
             seed=seed,
             seconds=result.seconds,
             users_per_second=result.users_per_second,
-            versions=_versions(),
-            candidates=None if candidates is None else _describe(candidates),
+            versions=library_versions(),
+            candidates=None if candidates is None else describe_candidates(candidates),
             notes=dict(notes or {}),
             rows=table,
         )
@@ -182,11 +182,11 @@ class EvaluationRecord:
         values["protocol"] = self.protocol.to_dict()
         sidecar = path.with_name(f"{path.stem}.ranks.parquet")
         values = {"format": FORMAT, **values, "ranks": {"file": sidecar.name, "rows": len(rows), "sha256": "0" * 64}}
-        _to_json(values, path)  # refused before anything is written
+        to_json(values, path)  # refused before anything is written
         with atomic_path(path) as temporary, atomic_path(sidecar) as temporary_sidecar:
             pq.write_table(rows, temporary_sidecar, compression="zstd")
             values["ranks"]["sha256"] = _sha256(temporary_sidecar)
-            temporary.write_text(_to_json(values, path), encoding="utf-8")
+            temporary.write_text(to_json(values, path), encoding="utf-8")
         return path
 
     @classmethod
@@ -266,14 +266,16 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _to_json(values: Mapping[str, Any], path: Path) -> str:
+def to_json(values: Mapping[str, Any], path: Path) -> str:
+    """The text of a JSON file; a value that JSON has no word for (NaN) is refused before anything is written."""
     try:
         return json.dumps(values, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     except (TypeError, ValueError) as error:
         raise ValueError(f"The record for {path.name} holds a value that JSON can not hold: {error}.") from error
 
 
-def _describe(candidates: Candidates) -> dict[str, Any]:
+def describe_candidates(candidates: Candidates) -> dict[str, Any]:
+    """What a record says of stored candidates."""
     items = np.ascontiguousarray(candidates.items, dtype=np.int32)
     return {
         "seed": candidates.seed,
@@ -283,6 +285,7 @@ def _describe(candidates: Candidates) -> dict[str, Any]:
     }
 
 
-def _versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that numbers depend on."""
     names = {"hf_seqrec": "hf-seqrec", "torch": "torch", "transformers": "transformers", "numpy": "numpy"}
     return {"python": platform.python_version()} | {name: version(package) for name, package in names.items()}

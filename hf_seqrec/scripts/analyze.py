@@ -279,7 +279,7 @@ def plot_agreement(runs: list[dict[str, Any]], path: Any = None) -> Any:
     Returns:
         The matplotlib figure.
     """
-    from hf_seqrec.evaluation.plots import _COLOURS
+    from hf_seqrec.evaluation.figures import COLOURS
 
     return _bars(
         "Inferred against k-means groups",
@@ -289,7 +289,7 @@ def plot_agreement(runs: list[dict[str, Any]], path: Any = None) -> Any:
             name: ([run["agreement"][key] for run in runs], colour)
             for (key, name), colour in zip(
                 (("c1", "C1 own group first"), ("c2", "C2 second or third"), ("c3", "C3 neither")),
-                _COLOURS,
+                COLOURS,
                 strict=False,
             )
         },
@@ -308,7 +308,7 @@ def plot_cost(costs: list[dict[str, Any]], path: Any = None) -> Any:
     Returns:
         The matplotlib figure.
     """
-    from hf_seqrec.evaluation.plots import _COLOURS
+    from hf_seqrec.evaluation.figures import COLOURS
 
     figure = _bars(
         "Time of the language model",
@@ -316,7 +316,7 @@ def plot_cost(costs: list[dict[str, Any]], path: Any = None) -> Any:
         ["epoch of training", "serving every user once"],
         {
             cost["method"]: ([cost["seconds_per_epoch"], cost["inference_seconds"]], colour)
-            for cost, colour in zip(costs, _COLOURS, strict=False)
+            for cost, colour in zip(costs, COLOURS, strict=False)
         },
         "Seconds",
         path,
@@ -339,16 +339,16 @@ def _bars(
     from matplotlib.figure import Figure
 
     from hf_seqrec.data.files import atomic_path
-    from hf_seqrec.evaluation.plots import _GREY, _STYLE
+    from hf_seqrec.evaluation.figures import GREY, STYLE
 
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(7.8, 4.8), layout="constrained")
         axes = figure.subplots()
         width = 0.8 / len(series)
         for number, (name, (values, colour)) in enumerate(series.items()):
             at = np.arange(len(places)) + width * (number - (len(series) - 1) / 2)
             drawn = axes.bar(at, values, 0.9 * width, color=colour, label=name)
-            axes.bar_label(drawn, [f"{value:.2g}" for value in values], color=_GREY, fontsize=9)
+            axes.bar_label(drawn, [f"{value:.2g}" for value in values], color=GREY, fontsize=9)
         if log:
             axes.set_yscale("log")
         axes.set_xticks(np.arange(len(places)), places)

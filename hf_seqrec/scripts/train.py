@@ -230,7 +230,7 @@ def parse(
 
     from hf_seqrec.presets import load_preset
 
-    argv, early = _early(argv)
+    argv, early = early_arguments(argv)
     model = early.model
     parser = make(prog=prog, model=model)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available():
@@ -249,7 +249,7 @@ def parse(
     return script_args, training_args, model_args[0]
 
 
-def _early(argv: Sequence[str]) -> tuple[list[str], argparse.Namespace]:
+def early_arguments(argv: Sequence[str]) -> tuple[list[str], argparse.Namespace]:
     """The words as options only, and method, preset and configuration file, which decide what the other words mean."""
     # TrlParser knows `--config FILE` only as two words.
     words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
@@ -634,7 +634,7 @@ def run(argv: Sequence[str], prog: str | None = None) -> int:
     Returns:
         Exit status.
     """
-    method = _early(argv)[1].model
+    method = early_arguments(argv)[1].model
     if method is not None and (own := OWN_SCRIPTS.get(method.replace("_", "-"))):
         return import_module(f"hf_seqrec.scripts.{own}").run(argv, prog)
     main(*parse(argv, prog))

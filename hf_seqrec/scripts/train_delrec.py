@@ -352,9 +352,9 @@ def run(argv: Sequence[str], prog: str | None = None) -> int:
     Raises:
         ValueError: If neither stage is named.
     """
-    from .train import _early
+    from .train import early_arguments
 
-    method = str(_early(argv)[1].model or "").replace("_", "-")
+    method = str(early_arguments(argv)[1].model or "").replace("_", "-")
     if method not in METHODS:
         raise ValueError(
             f"this script trains {' and '.join(METHODS)}, not {method or 'nothing'}: name one of them first."

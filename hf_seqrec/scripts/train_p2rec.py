@@ -232,7 +232,7 @@ def _enhance(model, groups, data, script_args, training_args) -> dict[str, Any]:
 def _record(
     script_args, training_args, hyper_parameters, data, split, groups, stage1, stage2, vectors
 ) -> dict[str, Any]:
-    from hf_seqrec.evaluation.record import _versions
+    from hf_seqrec.evaluation.record import library_versions
     from hf_seqrec.preferences import category_agreement
 
     return {
@@ -254,7 +254,7 @@ def _record(
         "stage1": stage1,
         "stage2": stage2,
         "agreement": category_agreement(vectors["enhanced"].read("categories"), groups),
-        "versions": _versions(),
+        "versions": library_versions(),
     }  # fmt: skip
 
 

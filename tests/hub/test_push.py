@@ -255,7 +255,7 @@ def test_private_repository_without_token_gets_a_clear_error(hub, repo_id, model
 
 
 def test_push_without_a_token_says_how_to_log_in(hub, repo_id, model, processor, monkeypatch):
-    monkeypatch.setattr("hf_seqrec.hub.get_token", lambda: None)
+    monkeypatch.setattr("hf_seqrec.hub_commit.get_token", lambda: None)
     with pytest.raises(PermissionError, match="hf auth login"):
         push_recommender(model, processor, repo_id)
     assert ("model", repo_id) not in hub.repositories

@@ -47,7 +47,7 @@ def gradients(value, *inputs):
 @pytest.fixture(params=[16, 17, 25, 50, 64], ids=lambda rows: f"{rows} rows at once")
 def chunk_rows(request, monkeypatch):
     """Some divide the 50 positions, some leave a rest, one is larger than all."""
-    monkeypatch.setattr(losses, "_chunk_rows", lambda width, device: request.param)
+    monkeypatch.setattr(losses, "chunk_rows", lambda width, device: request.param)
     return request.param
 
 
@@ -71,8 +71,8 @@ def test_chunked_cross_entropy_equals_plain_in_value_and_gradients(chunk_rows, w
 def test_the_default_chunk_fits_the_cache_and_never_holds_all_scores():
     cpu = torch.device("cpu")
     for width in (100, 3_000, 30_000):
-        assert losses._chunk_rows(width, cpu) * width <= 1 << 19
-    assert losses._chunk_rows(10_000_000, cpu) == 16
+        assert losses.chunk_rows(width, cpu) * width <= 1 << 19
+    assert losses.chunk_rows(10_000_000, cpu) == 16
 
 
 def test_cross_entropy_ignores_the_padding_item():

@@ -258,7 +258,7 @@ def test_rows_are_scored_in_chunks_with_the_same_values_and_gradients(monkeypatc
 
     whole = values()
     sizes = []
-    monkeypatch.setattr(seralm, "_chunk_rows", lambda width, device: sizes.append(width) or 3)
+    monkeypatch.setattr(seralm, "chunk_rows", lambda width, device: sizes.append(width) or 3)
     parts = values()
     assert sizes == [N + 1, N + 1]
     torch.testing.assert_close(parts, whole)
