@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field, make_dataclass
 from typing import Any
 
@@ -75,8 +74,3 @@ def open_item_table(script_args: ItemPromptScriptArguments, data: Any) -> Any:
         table = backbone.item_representations().detach().float().clone()
     table[0] = 0
     return table
-
-
-def base_model_of(script_args: ItemPromptScriptArguments) -> str | None:
-    """The language model as the card names it; None for a folder."""
-    return None if os.path.isdir(script_args.llm) else script_args.llm

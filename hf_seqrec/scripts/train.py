@@ -16,22 +16,15 @@ accelerate launch --config_file multi_gpu.yaml -m hf_seqrec.scripts.train sasrec
 """
 
 import argparse
-import copy
 import difflib
 import inspect
-import json
 import os
 import re
-import shlex
-import shutil
 import sys
-import tempfile
-import time
 import types
 import typing
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, field, fields, make_dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -39,6 +32,7 @@ from typing import Any
 import yaml
 
 from .item_features import ItemFeatureArguments, ItemFeatures
+from .training_run import TrainingRun, clear_configuration_errors
 
 
 @dataclass
@@ -288,35 +282,33 @@ def main(script_args: BackboneScriptArguments, training_args: Any, model_args: A
     """
     from transformers import set_seed
 
-    from hf_seqrec.modeling.processing import SequentialRecommendationProcessor
-
     # Everything that can be wrong is looked at before the first step of training.
     heads = model_classes()
     if script_args.model not in heads:
         raise ValueError(f"there is no method {script_args.model!r}. Choose one of {', '.join(heads)}.")
     head = heads[script_args.model]
-    data, split, resume = load_inputs(script_args, training_args)
-    hyper_parameters = asdict(model_args) if model_args is not None else {}
-    num_items = data.catalogue.num_items
+    run = TrainingRun.open(script_args, training_args, model_args)
+    num_items, fingerprint = run.data.catalogue.num_items, run.data.fingerprint
     features = ItemFeatures.open(script_args, head)
     with clear_configuration_errors():
         config = config_class(head)(
             num_items=num_items,
-            data_fingerprint=data.fingerprint,
-            **hyper_parameters,
+            data_fingerprint=fingerprint,
+            **run.hyper_parameters,
             **(features.config if features else {}),
         )
-    vectors = features.read(data.catalogue, split.train.item_index, config.hidden_size) if features else None
-    check_hub(training_args)
-    processor = SequentialRecommendationProcessor.from_catalogue(data.catalogue, config.max_length, data.fingerprint)
-
-    introduce(data, split, training_args)
-    begin = time.perf_counter()
-    notes: dict[str, Any] = {"preset": script_args.preset, "hyper_parameters": hyper_parameters}
+    vectors = None
     if features:
-        notes["item_features"] = features.notes
+        vectors = features.read(run.data.catalogue, run.split.train.item_index, config.hidden_size)
+        run.notes["item_features"] = features.notes
+
     if hasattr(head, "fit"):
-        model, trainer = head.fit(split.train, num_items, data_fingerprint=data.fingerprint, **hyper_parameters), None
+        run.introduce()
+        model, trainer = (
+            head.fit(run.split.train, num_items, data_fingerprint=fingerprint, **run.hyper_parameters),
+            None,
+        )
+        processor = run.processor(model)
     else:
         from hf_seqrec.trainers import NextItemTrainer
 
@@ -324,58 +316,11 @@ def main(script_args: BackboneScriptArguments, training_args: Any, model_args: A
         model = head(config)
         if features:
             features.give(model, vectors, training_args.seed)
-        if training_args.process_index == 0:
-            print(f"{head.__name__} with {model.num_parameters():,} parameters")
-        trainer = make_trainer(NextItemTrainer, model, training_args, split, processor)
-        trainer.train(resume_from_checkpoint=resume)
-        notes |= what_training_did(trainer)
-    notes["training_seconds"] = round(time.perf_counter() - begin, 2)
-    finish(model, processor, data, split, script_args, training_args, hyper_parameters, notes, trainer)
-
-
-def load_inputs(script_args: ScriptArguments, training_args: Any) -> tuple[Any, Any, Any]:
-    """Checks the output folder and loads the data.
-
-    Args:
-        script_args: What to train on what.
-        training_args: The trainer's arguments.
-
-    Returns:
-        Data set, split, and where to resume (False, True for the last checkpoint, or a folder).
-
-    Raises:
-        FileExistsError: If the output folder holds something and neither `overwrite` nor a resume was asked for.
-        ValueError: If the data set or the split is wrong.
-    """
-    from transformers.utils import logging
-
-    from hf_seqrec.data import load_recommendation_data
-    from hf_seqrec.data.files import check_writable_folder
-    from hf_seqrec.data.splits import make_split
-    from hf_seqrec.evaluation.diagnostics import shuffle_training
-
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started > 1 and training_args.world_size != started:
-        raise ValueError(
-            f"{started} processes were started, but each would train alone and write over the others: pass --use_cpu to train on "
-            "CPUs, or start as many processes as there are GPUs."
-        )
-    logging.disable_progress_bar()  # of every file that is read or written; training keeps its own
-    output_dir = Path(training_args.output_dir)
-    resume = training_args.resume_from_checkpoint
-    resume = True if resume in ("last", "true", "True") else resume
-    try:
-        check_writable_folder(output_dir, overwrite=script_args.overwrite or bool(resume))
-    except FileExistsError as error:
-        raise FileExistsError(
-            f"{output_dir} is not empty: choose another --output_dir, go on with --resume_from_checkpoint last, or write into "
-            "it with --overwrite."
-        ) from error
-    data = load_recommendation_data(script_args.dataset, revision=script_args.dataset_revision)
-    split = make_split(script_args.split, data.sequences)
-    if script_args.shuffle_training is not None:
-        split = shuffle_training(split, script_args.shuffle_training)
-    return data, split, resume
+        processor = run.processor(model)
+        trainer = run.trainer(NextItemTrainer, model, processor)
+        run.introduce(model)
+        run.train(trainer)
+    run.finish(model, processor, trainer)
 
 
 def own_words(argv: Sequence[str], method: str) -> list[str]:
@@ -388,240 +333,6 @@ def own_words(argv: Sequence[str], method: str) -> list[str]:
     if words[0].replace("_", "-") != method:
         raise ValueError(f"this script trains {method}, not {words[0]}: use `seqrec train {words[0]}`.")
     return words
-
-
-def read_lora(value: str | dict[str, Any] | None) -> dict[str, Any] | None:
-    """Arguments of the adapters from the command line (JSON, `none`) or from a file (a mapping).
-
-    Raises:
-        ValueError: If the text is no JSON object.
-
-    Example:
-        >>> read_lora('{"r": 8}'), read_lora("none")
-        ({'r': 8}, None)
-    """
-    if value is None or isinstance(value, dict):
-        return value
-    if value.lower() in ("none", "null", ""):
-        return None
-    try:
-        lora = json.loads(value)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--lora {value}: need a JSON object such as '{{\"r\": 8}}', or none ({error}).") from error
-    if not isinstance(lora, dict):
-        raise ValueError(f"--lora {value}: need a JSON object such as '{{\"r\": 8}}', or none.")
-    return lora
-
-
-@contextmanager
-def clear_configuration_errors() -> Iterator[None]:
-    """What is wrong with a hyper-parameter as a `ValueError` with the message of whoever found it."""
-    from huggingface_hub.errors import StrictDataclassError
-
-    try:
-        yield
-    except StrictDataclassError as error:
-        raise ValueError(str(error.__cause__ or error)) from error
-
-
-def check_hub(training_args: Any) -> None:
-    """Fails now, and not after hours of training, where a token for the push is missing or wrong."""
-    if training_args.push_to_hub:
-        from huggingface_hub import whoami
-
-        whoami(token=training_args.hub_token)
-
-
-def introduce(data: Any, split: Any, training_args: Any) -> None:
-    """One line about the data, on the main process."""
-    if training_args.process_index == 0:
-        print(
-            f"{data.name}: {len(data.sequences):,} users, {data.catalogue.num_items:,} items, "
-            f"{data.sequences.num_interactions:,} interactions; {split.name} gives {len(split.train):,} training sequences"
-            f"{' (shuffled)' if 'shuffled_training_seed' in split.params else ''} and {len(split.test):,} test rows"
-        )
-
-
-def finish(
-    model: Any,
-    processor: Any,
-    data: Any,
-    split: Any,
-    script_args: ScriptArguments,
-    training_args: Any,
-    hyper_parameters: dict[str, Any],
-    notes: dict[str, Any],
-    trainer: Any = None,
-    candidates: Any = None,
-    base_model: str | None = None,
-) -> None:
-    """Evaluates, saves, reports, pushes: what comes after training.
-
-    Args:
-        model: The trained recommender.
-        processor: Its processor.
-        data: The data set.
-        split: The split it was trained on.
-        script_args: What was trained on what.
-        training_args: The trainer's arguments; `output_dir` receives everything.
-        hyper_parameters: Hyper-parameters of the model, for `run.yaml`.
-        notes: For the records.
-        trainer: The trainer; None for models that are fitted, which only the main process evaluates.
-        candidates: Sampled candidates of the test part for a third record; they are stored beside it.
-        base_model: Model on the Hub that this one was made from, for the card.
-    """
-    from hf_seqrec.data.files import atomic_path
-
-    is_main, output_dir = training_args.process_index == 0, Path(training_args.output_dir)
-    if trainer is None and not is_main:
-        return
-    if script_args.shuffle_training is not None:
-        notes["shuffled_training_seed"] = script_args.shuffle_training
-    records = _evaluate(model, data, split, training_args, notes, trainer, candidates)
-    if is_main:
-        _save(model, processor, records, output_dir, script_args.dataset, training_args, base_model)
-        if candidates is not None:
-            candidates.save(output_dir / "records" / f"candidates-{candidates.num_negatives}.parquet")
-        with atomic_path(output_dir / "run.yaml") as temporary:
-            temporary.write_text(run_file(script_args, training_args, hyper_parameters), encoding="utf-8")
-        _report(records, script_args, output_dir, data, getattr(model, "needs_timestamps", False))
-        if training_args.push_to_hub:
-            _push(output_dir, training_args)
-    if trainer is not None:
-        trainer.end()
-
-
-def make_trainer(trainer_class: type, model, training_args, split, processor, **more: Any) -> Any:
-    """A trainer on the training part of a split that prints a line per evaluation and leaves the push to `finish`."""
-    from transformers import PrinterCallback, ProgressCallback
-
-    from hf_seqrec.scripts.reporting import EpochLines
-
-    # The whole repository is pushed once, at the end, with card and metrics; not a checkpoint at every save.
-    training_args = copy.copy(training_args)
-    training_args.push_to_hub = False
-    trainer = trainer_class(
-        model,
-        training_args,
-        train_dataset=split.train,
-        eval_dataset=split.validation if training_args.eval_strategy != "no" else None,
-        processing_class=processor,
-        **more,
-    )
-    trainer.split_name = split.name
-    if not training_args.disable_tqdm:
-        trainer.remove_callback(ProgressCallback)
-        trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(EpochLines())
-    return trainer
-
-
-def what_training_did(trainer) -> dict[str, Any]:
-    """Epochs, and the best validation value with its epoch, for the record."""
-    metric = f"eval_{(trainer.args.metric_for_best_model or 'ndcg@10').removeprefix('eval_')}"
-    values = [(entry[metric], entry["epoch"]) for entry in trainer.state.log_history if metric in entry]
-    did: dict[str, Any] = {"epochs": trainer.state.epoch, "steps": trainer.state.global_step}
-    if values:
-        best, epoch = max(values, key=lambda pair: pair[0])
-        did |= {"best_epoch": epoch, f"best_validation_{metric.removeprefix('eval_')}": best}
-    return did
-
-
-def _evaluate(model, data, split, training_args, notes, trainer, candidates) -> dict[str, Any]:
-    """Records of the test part: once without and once with the items of the history, once on sampled candidates if there are some."""
-    from hf_seqrec.scripts.reporting import evaluate_model
-
-    several = trainer is not None and training_args.world_size > 1
-    parts: list[tuple[str, bool, Any]] = [("test", True, None), ("test-seen-allowed", False, None)]
-    if candidates is not None:
-        parts.append((f"test-sampled{candidates.num_negatives}", True, candidates))
-    return {
-        name: evaluate_model(
-            model,
-            data,
-            split,
-            exclude_seen=exclude_seen,
-            candidates=chosen,
-            cutoffs=training_args.cutoffs,
-            batch_size=training_args.ranking_batch_size,
-            seed=training_args.seed if trainer is not None else None,
-            notes=notes,
-            accelerator=trainer.accelerator if several else None,
-        )
-        for name, exclude_seen, chosen in parts
-    }
-
-
-def _save(
-    model, processor, records: dict[str, Any], output_dir: Path, dataset: str, training_args, base_model: str | None
-) -> None:
-    """The complete recommender into the output folder, beside the checkpoints, and the records with their ranks."""
-    from hf_seqrec.hub import save_recommender
-
-    output_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output_dir, prefix=".saving-") as temporary:
-        complete = save_recommender(
-            Path(temporary) / output_dir.resolve().name,
-            model,
-            processor,
-            list(records.values()),
-            repo_id=training_args.hub_model_id,
-            dataset_id=None if Path(dataset).is_dir() else dataset,
-            base_model=base_model,
-            training=training_args,
-        )
-        for path in complete.iterdir():
-            if path.is_dir():
-                shutil.rmtree(output_dir / path.name, ignore_errors=True)
-            path.replace(output_dir / path.name)
-    # The card's copies are without the ranks of single users, which comparisons need.
-    shutil.rmtree(output_dir / "records", ignore_errors=True)
-    for name, record in records.items():
-        record.save(output_dir / "records" / f"{name}.json")
-
-
-def _push(output_dir: Path, training_args) -> None:
-    from hf_seqrec.hub import push_folder
-
-    repo_id = training_args.hub_model_id or output_dir.resolve().name
-    commit = push_folder(
-        output_dir, repo_id, private=training_args.hub_private_repo, revision=training_args.hub_revision,
-        token=training_args.hub_token,
-    )  # fmt: skip
-    print(f"Pushed: {commit.commit_url}")
-
-
-def run_file(script_args, training_args, hyper_parameters: dict[str, Any]) -> str:
-    """The run as a file for `--config`: everything that differs from the classes' defaults, and no secret."""
-    plain = type(training_args)(output_dir=training_args.output_dir).to_dict()
-    left_out = {"push_to_hub", "hub_token", "resume_from_checkpoint"}
-    training = {
-        key: value
-        for key, value in training_args.to_dict().items()
-        if key not in left_out and (value != plain[key] or key in ("output_dir", "seed"))
-    }
-    values = {key: value for key, value in asdict(script_args).items() if value is not None and key != "overwrite"}
-    header = "# This run again: seqrec train --config run.yaml --output_dir another-folder\n"
-    return header + yaml.safe_dump({**values, **hyper_parameters, **training}, sort_keys=False, allow_unicode=True)
-
-
-def _report(records: dict[str, Any], script_args, output_dir: Path, data, dated: bool) -> None:
-    from hf_seqrec.evaluation.tables import print_table
-
-    print()
-    print_table(records.values(), metrics=("ndcg@10", "hr@10", "mrr@10"))
-    ids, titles = (column[:2].to_pylist() for column in (data.catalogue.item_ids, data.catalogue.titles))
-    history = [_quoted(title or item_id) for item_id, title in zip(ids, titles, strict=True)]
-    print(f"Model, processor and records are in {output_dir}. Next:")
-    times = f" --times {' '.join(['2024-01-31'] * len(history))}" if dated else ""
-    print(f"  seqrec recommend {output_dir} --history {' '.join(history)}{times}")
-    print(f"  seqrec evaluate {output_dir} --dataset {script_args.dataset} --sampled 99")
-    print(f"  seqrec push {output_dir} USER/NAME")
-
-
-def _quoted(text: str) -> str:
-    """For a shell; in double quotes where these are enough, which an apostrophe survives."""
-    return shlex.quote(text) if set(text) & set('"$`\\!') else f'"{text}"'
 
 
 def run(argv: Sequence[str], prog: str | None = None) -> int:

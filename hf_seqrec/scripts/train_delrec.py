@@ -17,28 +17,16 @@ seqrec train delrec-distill … --adapter '{"type": "adalora"}' --update_llm    
 accelerate launch -m hf_seqrec.scripts.train_delrec delrec-distill --dataset data/ml-100k … --output_dir stage1
 """
 
+import copy
 import json
-import os
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, make_dataclass
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Any
 
-from .train import (
-    ScriptArguments,
-    check_hub,
-    clear_configuration_errors,
-    finish,
-    introduce,
-    load_inputs,
-    make_trainer,
-    model_arguments,
-    parse,
-    run_file,
-    what_training_did,
-)
+from .train import ScriptArguments, early_arguments, model_arguments, parse
+from .training_run import TrainingRun, clear_configuration_errors
 
 
 DISTILL, TUNE = METHODS = ("delrec-distill", "delrec-tune")
@@ -158,12 +146,8 @@ def main(script_args: DELRecScriptArguments, training_args: Any, model_args: Any
     for name, value in (("llm", script_args.llm), ("teacher", script_args.teacher)):
         if not value:
             raise ValueError(f"no {name} is named: give --{name} FOLDER_OR_REPO.")
-    data, split, resume = load_inputs(script_args, training_args)
-    check_teacher_split(script_args.teacher, script_args.teacher_revision, split, script_args.shuffle_training)
-    hyper_parameters = asdict(model_args)
-    hyper_parameters["adapter"] = read_adapter(hyper_parameters["adapter"])
-    check_hub(training_args)
-    options = dict(hyper_parameters)
+    run = TrainingRun.open(script_args, training_args, model_args)
+    check_teacher_split(run)
     soft_prompts = getattr(script_args, "soft_prompts", None)
     if isinstance(script_args, TuneScriptArguments):
         if (model_args.pattern == "soft") != (soft_prompts is not None):
@@ -172,113 +156,88 @@ def main(script_args: DELRecScriptArguments, training_args: Any, model_args: Any
                 f"(--soft_prompts FOLDER) or are untrained (--soft_prompts {UNTRAINED}), other patterns have none."
             )
         if soft_prompts not in (None, UNTRAINED):
-            options["num_soft_tokens"] = soft_prompt_size(soft_prompts)
-            hyper_parameters["num_soft_tokens"] = options["num_soft_tokens"]
+            run.hyper_parameters["num_soft_tokens"] = soft_prompt_size(soft_prompts)
     set_seed(training_args.seed)
     with clear_configuration_errors():
         model, processor = DELRecForSequentialRecommendation.from_parts(
             script_args.llm,
             script_args.teacher,
-            data.catalogue,
-            data_fingerprint=data.fingerprint,
+            run.data.catalogue,
+            data_fingerprint=run.data.fingerprint,
             llm_revision=script_args.llm_revision,
             teacher_revision=script_args.teacher_revision,
             max_prompt_tokens=script_args.max_prompt_tokens,
-            **options,
+            **run.hyper_parameters,
         )
-    notes: dict[str, Any] = {
-        "preset": script_args.preset, "hyper_parameters": hyper_parameters, "llm": script_args.llm, "teacher": script_args.teacher,
-        "teacher_fingerprint": model.config.teacher_fingerprint, "soft_prompts": soft_prompts,
-    }  # fmt: skip
+    run.notes |= {"teacher_fingerprint": model.config.teacher_fingerprint, "soft_prompts": soft_prompts}
     if isinstance(script_args, TuneScriptArguments):
         if soft_prompts not in (None, UNTRAINED):
             model.load_soft_prompts(str(soft_prompts))
-        tune(model, processor, data, split, script_args, training_args, hyper_parameters, notes, resume)
+        tune(run, model, processor)
     else:
-        distill(model, data, split, script_args, training_args, hyper_parameters, notes, resume)
+        distill(run, model)
 
 
-def distill(model, data, split, script_args, training_args, hyper_parameters, notes, resume) -> None:
+def distill(run: TrainingRun, model: Any) -> None:
     """Stage 1: leaves `soft_prompts.safetensors`, `agreement.json` and `run.yaml`."""
     from transformers import PrinterCallback, ProgressCallback
 
-    from hf_seqrec.data.files import atomic_path
     from hf_seqrec.trainers.soft_prompt import SoftPromptTrainer, agreement_floors
 
-    push, training_args.push_to_hub = training_args.push_to_hub, False  # the soft prompts alone are pushed, at the end
-    trainer = SoftPromptTrainer(model, training_args, train_dataset=split.train)
+    training_args = copy.copy(run.training_args)
+    training_args.push_to_hub = False  # the soft prompts alone are pushed, at the end
+    trainer = SoftPromptTrainer(model, training_args, train_dataset=run.split.train)
     if not training_args.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(_agreement_lines())
-    introduce(data, split, training_args)
-    begin = time.perf_counter()
+    run.introduce(model)
     floors = {}
     if trainer.eval_dataset is not None:
-        floors = agreement_floors(model, trainer.eval_dataset, split.train)
-    trainer.train(resume_from_checkpoint=resume)
-    if trainer.is_world_process_zero():
-        folder = Path(training_args.output_dir)
+        floors = agreement_floors(model, trainer.eval_dataset, run.split.train)
+    trainer.train(resume_from_checkpoint=run.resume)
+    if run.is_main:
+        script_args, folder = run.script_args, run.output_dir
         model.save_soft_prompts(folder)
         keys = ("ta", "rps", "lsr", "loss")
         curve = [
             {name: value for name, value in log.items() if name == "step" or any(key in name for key in keys)}
             for log in trainer.state.log_history
         ]
-        notes |= {
-            "dataset": data.name,
-            "seconds": round(time.perf_counter() - begin, 1),
-            "floors": floors,
-            "curve": curve,
-        }
-        with atomic_path(folder / "agreement.json") as temporary:
-            temporary.write_text(json.dumps(notes, indent=1), encoding="utf-8")
-        with atomic_path(folder / "run.yaml") as temporary:
-            temporary.write_text(run_file(script_args, training_args, hyper_parameters), encoding="utf-8")
+        run.notes |= {"dataset": run.data.name, "seconds": run.seconds, "floors": floors, "curve": curve}
+        run.write("agreement.json", json.dumps(run.notes, indent=1))
+        run.write("run.yaml", run.run_file())
         print(f"Soft prompts are in {folder}. Next:")
         print(
             f"  seqrec train {TUNE} --dataset {script_args.dataset} --llm {script_args.llm} --teacher {script_args.teacher} "
             f"--soft_prompts {folder} --output_dir FOLDER"
         )
-        if push:
-            name = training_args.hub_model_id or folder.resolve().name
-            commit = model.push_soft_prompts(name, training_args.hub_private_repo, token=training_args.hub_token)
+        if run.training_args.push_to_hub:
+            options = run.hub_options
+            commit = model.push_soft_prompts(run.repo_id, options["private"], token=options["token"])
             print(f"Pushed: {commit.commit_url}")
     trainer.end()
 
 
-def tune(model, processor, data, split, script_args, training_args, hyper_parameters, notes, resume) -> None:
+def tune(run: TrainingRun, model: Any, processor: Any) -> None:
     """Stage 2: leaves a complete recommender with its records."""
-    from hf_seqrec.data import draw_candidates
     from hf_seqrec.trainers.prompt_tuning import PromptTuningTrainer
 
-    candidates = None
-    if script_args.num_sampled:
-        candidates = draw_candidates(
-            split.test, data.catalogue.num_items, script_args.num_sampled, script_args.candidates_seed
-        )
-    begin = time.perf_counter()
+    candidates = run.sampled_candidates()
+    run.introduce(model)
     trainer = None
-    if model.config.adapter is not None or training_args.update_soft_prompts:
-        trainer = make_trainer(PromptTuningTrainer, model, training_args, split, processor)
-        introduce(data, split, training_args)
-        trainer.train(resume_from_checkpoint=resume)
-        notes |= what_training_did(trainer) | {"ranks": model.ranks()}
-    notes["training_seconds"] = round(time.perf_counter() - begin, 2)
-    base_model = None if os.path.isdir(script_args.llm) else script_args.llm
-    finish(
-        model, processor, data, split, script_args, training_args, hyper_parameters, notes, trainer, candidates, base_model
-    )  # fmt: skip
+    if model.config.adapter is not None or run.training_args.update_soft_prompts:
+        trainer = run.trainer(PromptTuningTrainer, model, processor)
+        run.train(trainer)
+        run.notes["ranks"] = model.ranks()
+    run.finish(model, processor, trainer, candidates)
 
 
-def check_teacher_split(teacher: str, revision: str | None, split, shuffled: int | None) -> None:
+def check_teacher_split(run: TrainingRun) -> None:
     """Refuse a teacher that was trained on another split, as far as its `run.yaml` tells.
 
     Args:
-        teacher: Folder or Hub repository.
-        revision: Branch, tag or commit.
-        split: The split in use.
-        shuffled: `shuffle_training` in use.
+        run: Names the teacher, holds the split in use.
 
     Raises:
         ValueError: The teacher's run names another split.
@@ -286,7 +245,10 @@ def check_teacher_split(teacher: str, revision: str | None, split, shuffled: int
     import yaml
     from transformers.utils import cached_file
 
-    path = cached_file(teacher, "run.yaml", revision=revision, _raise_exceptions_for_missing_entries=False)
+    teacher, split, shuffled = run.script_args.teacher, run.split, run.script_args.shuffle_training
+    path = cached_file(
+        teacher, "run.yaml", revision=run.script_args.teacher_revision, _raise_exceptions_for_missing_entries=False
+    )
     if path is None:
         return
     told = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -297,31 +259,6 @@ def check_teacher_split(teacher: str, revision: str | None, split, shuffled: int
             f"{split.name}{'' if shuffled is None else ' (shuffled)'}: what one of them tests the other may have learned. Train the teacher "
             "on the same split."
         )
-
-
-def read_adapter(value: str | dict[str, Any] | None) -> dict[str, Any] | None:
-    """Adapters from the command line (JSON, `none`) or from a file (a mapping).
-
-    Raises:
-        ValueError: If the text is no JSON object.
-
-    Example:
-        >>> read_adapter('{"type": "lora", "r": 8}'), read_adapter("none")
-        ({'type': 'lora', 'r': 8}, None)
-    """
-    if value is None or isinstance(value, dict):
-        return value
-    if value.lower() in ("none", "null", ""):
-        return None
-    try:
-        adapter = json.loads(value)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f'--adapter {value}: need a JSON object such as \'{{"type": "adalora"}}\', or none ({error}).'
-        ) from error
-    if not isinstance(adapter, dict):
-        raise ValueError(f'--adapter {value}: need a JSON object such as \'{{"type": "adalora"}}\', or none.')
-    return adapter
 
 
 def _agreement_lines():
@@ -352,8 +289,6 @@ def run(argv: Sequence[str], prog: str | None = None) -> int:
     Raises:
         ValueError: If neither stage is named.
     """
-    from .train import early_arguments
-
     method = str(early_arguments(argv)[1].model or "").replace("_", "-")
     if method not in METHODS:
         raise ValueError(

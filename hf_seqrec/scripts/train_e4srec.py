@@ -12,24 +12,12 @@ accelerate launch -m hf_seqrec.scripts.train_e4srec --dataset data/beauty --back
 """
 
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
-from .item_prompts import ItemPromptScriptArguments, base_model_of, item_prompt_arguments, open_item_table
-from .train import (
-    check_hub,
-    clear_configuration_errors,
-    finish,
-    introduce,
-    load_inputs,
-    make_trainer,
-    own_words,
-    parse,
-    read_lora,
-    what_training_did,
-)
+from .item_prompts import ItemPromptScriptArguments, item_prompt_arguments, open_item_table
+from .train import own_words, parse
+from .training_run import TrainingRun, clear_configuration_errors
 
 
 METHOD = "e4srec"
@@ -80,41 +68,28 @@ def main(script_args: ItemPromptScriptArguments, training_args: Any, model_args:
     from transformers import set_seed
 
     from hf_seqrec.modeling import E4SRecForSequentialRecommendation
-    from hf_seqrec.modeling.processing import SequentialRecommendationProcessor
     from hf_seqrec.trainers import NextItemTrainer
 
     # Everything that can be wrong is looked at before the first step of training.
-    data, split, resume = load_inputs(script_args, training_args)
-    table = open_item_table(script_args, data)
-    hyper_parameters = asdict(model_args)
-    hyper_parameters["lora"] = read_lora(hyper_parameters["lora"])
-    check_hub(training_args)
+    run = TrainingRun.open(script_args, training_args, model_args)
+    table = open_item_table(script_args, run.data)
     set_seed(training_args.seed)
     with clear_configuration_errors():
         model = E4SRecForSequentialRecommendation.from_parts(
-            script_args.llm, table, data.catalogue, data.fingerprint, script_args.llm_revision, **hyper_parameters
+            script_args.llm,
+            table,
+            run.data.catalogue,
+            run.data.fingerprint,
+            script_args.llm_revision,
+            **run.hyper_parameters,
         )
-    processor = SequentialRecommendationProcessor.from_catalogue(
-        data.catalogue, model.config.max_length, data.fingerprint
-    )
-    trainer = make_trainer(NextItemTrainer, model, training_args, split, processor)
+    processor = run.processor(model)
+    trainer = run.trainer(NextItemTrainer, model, processor)
 
-    introduce(data, split, training_args)
-    if training_args.process_index == 0:
-        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        print(f"{type(model).__name__} with {model.num_parameters():,} parameters, of which {trained:,} are trained")
-    begin = time.perf_counter()
-    notes: dict[str, Any] = {
-        "preset": script_args.preset, "hyper_parameters": hyper_parameters, "llm": script_args.llm,
-        "backbone": script_args.backbone,
-    }  # fmt: skip
-    trainer.train(resume_from_checkpoint=resume)
-    notes |= what_training_did(trainer) | {"llm_tokens": model.encoder.tokens_seen}
-    notes["training_seconds"] = round(time.perf_counter() - begin, 2)
-    finish(
-        model, processor, data, split, script_args, training_args, hyper_parameters, notes, trainer,
-        base_model=base_model_of(script_args),
-    )  # fmt: skip
+    run.introduce(model)
+    run.train(trainer)
+    run.notes["llm_tokens"] = model.encoder.tokens_seen
+    run.finish(model, processor, trainer)
 
 
 def run(argv: Sequence[str], prog: str | None = None) -> int:

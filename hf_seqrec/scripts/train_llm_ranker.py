@@ -13,29 +13,15 @@ seqrec train llm-ranker --preset llamarec … --candidates retrieved            
 """
 
 import json
-import os
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, make_dataclass, replace
+from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .train import (
-    ScriptArguments,
-    check_hub,
-    clear_configuration_errors,
-    finish,
-    introduce,
-    load_inputs,
-    make_trainer,
-    model_arguments,
-    own_words,
-    parse,
-    read_lora,
-    what_training_did,
-)
+from .train import ScriptArguments, model_arguments, own_words, parse
 from .train_delrec import check_teacher_split
+from .training_run import TrainingRun, clear_configuration_errors
 
 
 METHOD = "llm-ranker"
@@ -125,53 +111,36 @@ def main(script_args: RankerScriptArguments, training_args: Any, model_args: Any
     """
     from transformers import set_seed
 
-    from hf_seqrec.data import draw_candidates
     from hf_seqrec.modeling.llm_ranker import LLMRankerForSequentialRecommendation
     from hf_seqrec.trainers.prompt_tuning import PromptTuningTrainer
 
     for name, value in (("llm", script_args.llm), ("teacher", script_args.teacher)):
         if not value:
             raise ValueError(f"no {name} is named: give --{name} FOLDER_OR_REPO.")
-    data, split, resume = load_inputs(script_args, training_args)
-    check_teacher_split(script_args.teacher, script_args.teacher_revision, split, script_args.shuffle_training)
-    hyper_parameters = asdict(model_args)
-    hyper_parameters["lora"] = read_lora(hyper_parameters["lora"])
-    check_hub(training_args)
+    run = TrainingRun.open(script_args, training_args, model_args)
+    check_teacher_split(run)
+    candidates = run.sampled_candidates()
     set_seed(training_args.seed)
     with clear_configuration_errors():
         model, processor = LLMRankerForSequentialRecommendation.from_parts(
             script_args.llm,
             script_args.teacher,
-            data.catalogue,
-            data_fingerprint=data.fingerprint,
+            run.data.catalogue,
+            data_fingerprint=run.data.fingerprint,
             llm_revision=script_args.llm_revision,
             teacher_revision=script_args.teacher_revision,
             max_prompt_tokens=script_args.max_prompt_tokens,
-            **hyper_parameters,
+            **run.hyper_parameters,
         )
-    notes: dict[str, Any] = {
-        "preset": script_args.preset, "hyper_parameters": hyper_parameters, "llm": script_args.llm, "teacher": script_args.teacher,
-        "teacher_fingerprint": model.config.teacher_fingerprint,
-    }  # fmt: skip
-    candidates = None
-    if script_args.num_sampled:
-        candidates = draw_candidates(
-            split.test, data.catalogue.num_items, script_args.num_sampled, script_args.candidates_seed
-        )
-    introduce(data, split, training_args)
-    begin = time.perf_counter()
+    run.notes["teacher_fingerprint"] = model.config.teacher_fingerprint
+    run.introduce(model)
     trainer = None
     if model.config.lora is not None:
-        trainer = make_trainer(PromptTuningTrainer, model, training_args, split, processor)
-        trainer.train(resume_from_checkpoint=resume)
-        notes |= what_training_did(trainer)
-    notes["training_seconds"] = round(time.perf_counter() - begin, 2)
-    base_model = None if os.path.isdir(script_args.llm) else script_args.llm
-    finish(
-        model, processor, data, split, script_args, training_args, hyper_parameters, notes, trainer, candidates, base_model
-    )  # fmt: skip
-    if training_args.process_index == 0:
-        report_reranking(model, split, Path(training_args.output_dir))
+        trainer = run.trainer(PromptTuningTrainer, model, processor)
+        run.train(trainer)
+    run.finish(model, processor, trainer, candidates)
+    if run.is_main:
+        report_reranking(model, run.split, run.output_dir)
 
 
 def report_reranking(model: Any, split: Any, folder: Path) -> dict[str, Any]:

@@ -14,29 +14,15 @@ seqrec train --config out/run.yaml --output_dir again
 accelerate launch -m hf_seqrec.scripts.train_llm_srec --dataset data/scientific --teacher sasrec-out --llm LLM --output_dir out
 """
 
-import os
 import shutil
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, make_dataclass
+from dataclasses import dataclass, field, make_dataclass
 from inspect import signature
 from typing import Any
 
-from .train import (
-    ScriptArguments,
-    check_hub,
-    clear_configuration_errors,
-    finish,
-    introduce,
-    load_inputs,
-    make_trainer,
-    model_arguments,
-    own_words,
-    parse,
-    read_lora,
-    what_training_did,
-)
+from .train import ScriptArguments, model_arguments, own_words, parse
+from .training_run import TrainingRun, clear_configuration_errors, what_training_did
 
 
 METHOD = "llm-srec"
@@ -146,7 +132,6 @@ def main(script_args: LLMSRecScriptArguments, training_args: Any, model_args: An
     """
     from transformers import set_seed
 
-    from hf_seqrec.data import draw_candidates
     from hf_seqrec.modeling import LLMSRecForSequentialRecommendation
     from hf_seqrec.trainers import DistillationTrainer
     from hf_seqrec.trainers.a_llmrec import train_aligned_items
@@ -156,21 +141,11 @@ def main(script_args: LLMSRecScriptArguments, training_args: Any, model_args: An
     # Everything that can be wrong is looked at before the first step of training.
     if not script_args.llm:
         raise ValueError("no language model is named: give --llm FOLDER_OR_REPO.")
-    data, split, resume = load_inputs(script_args, training_args)
-    hyper_parameters = asdict(model_args)
-    hyper_parameters["lora"] = read_lora(hyper_parameters["lora"])
+    run = TrainingRun.open(script_args, training_args, model_args)
+    data = run.data
     if model_args.dates and data.sequences.timestamps is None:
         raise ValueError(f"of {data.name} only the order is known, so prompts cannot show dates: pass --dates false.")
-    check_hub(training_args)
-    candidates = None
-    if script_args.num_sampled:
-        try:
-            candidates = draw_candidates(
-                split.test, data.catalogue.num_items, script_args.num_sampled, script_args.candidates_seed
-            )
-        except ValueError as error:
-            error.add_note("--num_sampled sets how many are drawn; 0 leaves the record on sampled candidates out.")
-            raise
+    candidates = run.sampled_candidates()
     set_seed(training_args.seed)
     with clear_configuration_errors():
         model, processor = LLMSRecForSequentialRecommendation.from_parts(
@@ -181,41 +156,29 @@ def main(script_args: LLMSRecScriptArguments, training_args: Any, model_args: An
             llm_revision=script_args.llm_revision,
             teacher_revision=script_args.teacher_revision,
             domain=script_args.domain,
-            **hyper_parameters,
+            **run.hyper_parameters,
         )
-    trainer = make_trainer(DistillationTrainer, model, training_args, split, processor)
+    run.notes["teacher_fingerprint"] = model.config.teacher_fingerprint
+    trainer = run.trainer(DistillationTrainer, model, processor)
 
-    introduce(data, split, training_args)
-    if training_args.process_index == 0:
-        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        print(f"{type(model).__name__} with {model.num_parameters():,} parameters, of which {trained:,} are trained")
-    begin = time.perf_counter()
-    notes: dict[str, Any] = {
-        "preset": script_args.preset, "hyper_parameters": hyper_parameters, "llm": script_args.llm, "teacher": script_args.teacher,
-        "teacher_fingerprint": model.config.teacher_fingerprint,
-    }  # fmt: skip
-    if model.config.item_vectors == "aligned" and not resume:  # a checkpoint holds what the first stage made
+    run.introduce(model)
+    if model.config.item_vectors == "aligned" and not run.resume:  # a checkpoint holds what the first stage made
         model.to(training_args.device)
-        losses = train_aligned_items(model, split.train, script_args.aligned_epochs, seed=training_args.seed)
-        notes["first_stage"] = losses[-1] if losses else None
-    trainer.train(resume_from_checkpoint=resume)
-    notes |= what_training_did(trainer)
+        losses = train_aligned_items(model, run.split.train, script_args.aligned_epochs, seed=training_args.seed)
+        run.notes["first_stage"] = losses[-1] if losses else None
+    run.train(trainer)
     if script_args.head_epochs:
         second = heads_arguments(training_args, script_args.head_epochs)
-        heads = make_trainer(DistillationTrainer, model, second, split, processor)
+        heads = run.trainer(DistillationTrainer, model, processor, second)
         try:
-            checkpoint = last_whole_checkpoint(second.output_dir) if resume else None
+            checkpoint = last_whole_checkpoint(second.output_dir) if run.resume else None
         except ValueError:  # the run ended before the heads had one
             checkpoint = None
         heads.train(resume_from_checkpoint=checkpoint)
-        notes["heads"] = what_training_did(heads)
+        run.notes["heads"] = what_training_did(heads)
         if heads.is_world_process_zero():
             shutil.rmtree(second.output_dir, ignore_errors=True)  # the best one is in the model now
-    notes["training_seconds"] = round(time.perf_counter() - begin, 2)
-    base_model = None if os.path.isdir(script_args.llm) else script_args.llm
-    finish(
-        model, processor, data, split, script_args, training_args, hyper_parameters, notes, trainer, candidates, base_model
-    )  # fmt: skip
+    run.finish(model, processor, trainer, candidates)
 
 
 def run(argv: Sequence[str], prog: str | None = None) -> int:

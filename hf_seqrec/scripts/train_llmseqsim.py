@@ -9,22 +9,12 @@ seqrec train llmseqsim --dataset data/beauty --item_features user/beauty-text-ve
 """
 
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
-from .train import (
-    ScriptArguments,
-    check_hub,
-    clear_configuration_errors,
-    finish,
-    introduce,
-    load_inputs,
-    model_arguments,
-    own_words,
-    parse,
-)
+from .train import ScriptArguments, model_arguments, own_words, parse
+from .training_run import TrainingRun, clear_configuration_errors
 
 
 METHOD = "llmseqsim"
@@ -91,27 +81,17 @@ def main(script_args: LLMSeqSimScriptArguments, training_args: Any, model_args: 
     """
     from hf_seqrec.item_vectors import load_item_vectors
     from hf_seqrec.modeling import LLMSeqSimForSequentialRecommendation
-    from hf_seqrec.modeling.processing import SequentialRecommendationProcessor
 
-    data, split, _ = load_inputs(script_args, training_args)
+    run = TrainingRun.open(script_args, training_args, model_args)
     vectors = load_item_vectors(script_args.item_features, script_args.item_features_revision)
-    hyper_parameters = asdict(model_args)
-    values = vectors.read(catalogue=data.catalogue)
-    check_hub(training_args)
-    begin = time.perf_counter()
+    values = vectors.read(catalogue=run.data.catalogue)
+    run.notes["item_features"] = {**vectors.description, "key": vectors.key}
+    run.introduce()
     with clear_configuration_errors():
         model = LLMSeqSimForSequentialRecommendation.from_vectors(
-            values, data_fingerprint=data.fingerprint, **hyper_parameters
+            values, data_fingerprint=run.data.fingerprint, **run.hyper_parameters
         )
-    processor = SequentialRecommendationProcessor.from_catalogue(
-        data.catalogue, model.config.max_length, data.fingerprint
-    )
-    introduce(data, split, training_args)
-    notes = {
-        "preset": script_args.preset, "hyper_parameters": hyper_parameters,
-        "item_features": {**vectors.description, "key": vectors.key}, "training_seconds": round(time.perf_counter() - begin, 2),
-    }  # fmt: skip
-    finish(model, processor, data, split, script_args, training_args, hyper_parameters, notes)
+    run.finish(model, run.processor(model))
 
 
 def run(argv: Sequence[str], prog: str | None = None) -> int:

@@ -16,23 +16,13 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .item_prompts import ItemPromptScriptArguments, base_model_of, item_prompt_arguments, open_item_table
-from .train import (
-    check_hub,
-    clear_configuration_errors,
-    introduce,
-    load_inputs,
-    make_trainer,
-    own_words,
-    parse,
-    read_lora,
-    run_file,
-    what_training_did,
-)
+from .item_prompts import ItemPromptScriptArguments, item_prompt_arguments, open_item_table
+from .train import own_words, parse
+from .training_run import TrainingRun, clear_configuration_errors, what_training_did
 
 
 METHOD = "p2rec"
@@ -121,86 +111,85 @@ def main(script_args: P2RecScriptArguments, training_args: Any, model_args: Any)
     from hf_seqrec.trainers import PreferenceTrainer
 
     # Everything that can be wrong is looked at before the first step of training.
-    data, split, resume = load_inputs(script_args, training_args)
-    _check(script_args, training_args, data)
-    table = open_item_table(script_args, data)
-    hyper_parameters = asdict(model_args)
-    hyper_parameters["lora"] = read_lora(hyper_parameters["lora"])
-    check_hub(training_args)
+    run = TrainingRun.open(script_args, training_args, model_args)
+    _check(run)
+    table = open_item_table(script_args, run.data)
     groups = group_items(
-        table, model_args.num_groups, script_args.normalize, split.train.item_index, training_args.seed, script_args.restarts
+        table, model_args.num_groups, script_args.normalize, run.split.train.item_index, training_args.seed, script_args.restarts
     )  # fmt: skip
     set_seed(training_args.seed)
     with clear_configuration_errors():
         model = P2RecModel.from_parts(
-            script_args.llm, table, data.catalogue, data.fingerprint, script_args.llm_revision, **hyper_parameters
+            script_args.llm,
+            table,
+            run.data.catalogue,
+            run.data.fingerprint,
+            script_args.llm_revision,
+            **run.hyper_parameters,
         )
-    trainer = make_trainer(
-        PreferenceTrainer, model, training_args, split, None,
-        preferences=preference_distributions(split.train, groups), group=groups.group,
-    )  # fmt: skip
+    preferences = preference_distributions(run.split.train, groups)
+    trainer = run.trainer(PreferenceTrainer, model, None, preferences=preferences, group=groups.group)
 
-    introduce(data, split, training_args)
-    is_main, output_dir = training_args.process_index == 0, Path(training_args.output_dir)
-    if is_main:
-        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    run.introduce(model)
+    if run.is_main:
         print(
-            f"{groups.num_groups} groups of {groups.sizes.min():,} to {groups.sizes.max():,} items (silhouette "
-            f"{groups.silhouette:.3f}); P2Rec with {model.num_parameters():,} parameters, of which {trained:,} are trained"
+            f"{groups.num_groups} groups of {groups.sizes.min():,} to {groups.sizes.max():,} items (silhouette {groups.silhouette:.3f})"
         )
     begin, tokens = time.perf_counter(), model.encoder.tokens_seen
-    trainer.train(resume_from_checkpoint=resume)
+    trainer.train(resume_from_checkpoint=run.resume)
     stage1 = what_training_did(trainer) | {
         "examples_per_epoch": len(trainer.train_dataset),
         "seconds": time.perf_counter() - begin,
         "llm_tokens": model.encoder.tokens_seen - tokens,  # of this process
-        "resumed": bool(resume),
+        "resumed": bool(run.resume),
         "loss": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
     }
     model = trainer.accelerator.unwrap_model(trainer.model).eval()
-    if is_main:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        model.save_pretrained(output_dir)
-        groups.save(output_dir / GROUPS)
+    if run.is_main:
+        run.output_dir.mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(run.output_dir)
+        groups.save(run.output_dir / GROUPS)
     begin, tokens = time.perf_counter(), model.encoder.tokens_seen
-    vectors = _enhance(model, groups, data, script_args, training_args)
+    vectors = _enhance(run, model, groups)
     stage2 = {
-        "items": data.catalogue.num_items,
+        "items": run.data.catalogue.num_items,
         "seconds": time.perf_counter() - begin,
         "llm_tokens": model.encoder.tokens_seen - tokens,
     }
-    if is_main:
-        record = _record(script_args, training_args, hyper_parameters, data, split, groups, stage1, stage2, vectors)
-        _write(record, script_args, training_args, hyper_parameters)
-        _report(record, script_args, output_dir, vectors)
+    if run.is_main:
+        record = _record(run, groups, stage1, stage2, vectors)
+        _write(run, record)
+        _report(run, record, vectors)
         if training_args.push_to_hub:
-            _push(script_args, training_args, vectors["enhanced"].folder)
+            _push(run, vectors["enhanced"].folder)
     trainer.end()
 
 
-def _check(script_args: P2RecScriptArguments, training_args: Any, data: Any) -> None:
+def _check(run: TrainingRun) -> None:
     from hf_seqrec.preferences import CONTROLS
     from hf_seqrec.text_vectors import item_texts
 
+    script_args = run.script_args
     unknown = sorted(set(script_args.controls) - {*CONTROLS, "text"})
     if unknown:
         raise ValueError(f"--controls knows no {unknown[0]!r}, choose from {', '.join((*CONTROLS, 'text'))}.")
     if "text" in script_args.controls:
-        item_texts(data.catalogue, script_args.template, 0, 1)
-    if training_args.eval_strategy != "no":
+        item_texts(run.data.catalogue, script_args.template, 0, 1)
+    if run.training_args.eval_strategy != "no":
         raise ValueError(
-            f"--eval_strategy {training_args.eval_strategy}: p2rec trains a fixed number of epochs, its vectors are judged by the "
+            f"--eval_strategy {run.training_args.eval_strategy}: p2rec trains a fixed number of epochs, its vectors are judged by the "
             "backbones trained with them: pass --eval_strategy no."
         )
 
 
-def _enhance(model, groups, data, script_args, training_args) -> dict[str, Any]:
+def _enhance(run: TrainingRun, model, groups) -> dict[str, Any]:
     """Stage 2 and the controls; vectors of an earlier state of this run are replaced, half-written ones completed."""
     from hf_seqrec.item_vectors import load_item_vectors
     from hf_seqrec.preferences import CONTROLS, enhance_items, write_controls
     from hf_seqrec.text_vectors import encode_items
 
-    folder, progress = Path(training_args.output_dir) / "vectors", not training_args.disable_tqdm
+    script_args, training_args, data = run.script_args, run.training_args, run.data
+    folder, progress = run.output_dir / "vectors", not training_args.disable_tqdm
     vectors = {
         "enhanced": enhance_items(model, data.catalogue, folder / "enhanced", progress=progress, overwrite=True)
     }
@@ -221,7 +210,7 @@ def _enhance(model, groups, data, script_args, training_args) -> dict[str, Any]:
             script_args.llm, data.catalogue, cache, script_args.template, revision=script_args.llm_revision,
             device=model.encoder.device, progress=progress,
         )  # fmt: skip
-        if training_args.process_index == 0:
+        if run.is_main:
             shutil.rmtree(folder / "text", ignore_errors=True)
             text.folder.rename(folder / "text")
             shutil.rmtree(cache)
@@ -229,24 +218,23 @@ def _enhance(model, groups, data, script_args, training_args) -> dict[str, Any]:
     return vectors
 
 
-def _record(
-    script_args, training_args, hyper_parameters, data, split, groups, stage1, stage2, vectors
-) -> dict[str, Any]:
+def _record(run: TrainingRun, groups, stage1, stage2, vectors) -> dict[str, Any]:
     from hf_seqrec.evaluation.record import library_versions
     from hf_seqrec.preferences import category_agreement
 
+    script_args = run.script_args
     return {
         "format": 1,
         "method": METHOD,
-        "dataset": data.name,
-        "dataset_fingerprint": data.fingerprint,
-        "split": split.name,
-        "seed": training_args.seed,
+        "dataset": run.data.name,
+        "dataset_fingerprint": run.data.fingerprint,
+        "split": run.split.name,
+        "seed": run.training_args.seed,
         "llm": Path(script_args.llm).name if Path(script_args.llm).is_dir() else script_args.llm,
         "backbone": Path(script_args.backbone).name,
         "preset": script_args.preset,
-        "hyper_parameters": hyper_parameters,
-        "processes": training_args.world_size,
+        "hyper_parameters": run.hyper_parameters,
+        "processes": run.training_args.world_size,
         "groups": {
             "num_groups": groups.num_groups, "normalize": groups.normalize, "inertia": groups.inertia, "silhouette": groups.silhouette,
             "sizes": groups.sizes.tolist(),
@@ -258,35 +246,29 @@ def _record(
     }  # fmt: skip
 
 
-def _write(record, script_args, training_args, hyper_parameters) -> None:
+def _write(run: TrainingRun, record: dict[str, Any]) -> None:
     from hf_seqrec.cards.citations import METHODS
-    from hf_seqrec.data.files import atomic_path
 
-    output_dir, method = Path(training_args.output_dir), METHODS["hf_seqrec_p2rec"]
-    base = base_model_of(script_args)
+    method, base = METHODS["hf_seqrec_p2rec"], run.base_model
     card = (
         "---\nlibrary_name: transformers\n"
         + (f"base_model: {base}\n" if base else "")
         + "tags:\n- hf-seqrec\n- p2rec\n---\n"
     )
     card += (
-        f"# {output_dir.resolve().name}\n\n{method.name}: {method.summary}. Adapters, projection and head over `{record['llm']}`, made for "
+        f"# {run.output_dir.resolve().name}\n\n{method.name}: {method.summary}. Adapters, projection and head over `{record['llm']}`, made for "
         f"{record['dataset']} (fingerprint `{record['dataset_fingerprint']}`); the language model itself is not in here. It is no "
         "recommender: its enhanced item vectors train one.\n\n```python\nfrom hf_seqrec import P2RecModel\n\n"
-        f'model = P2RecModel.from_pretrained("{training_args.hub_model_id or output_dir.resolve().name}")\nmodel.enhance(item_index)  # vectors, groups\n```\n\n'
+        f'model = P2RecModel.from_pretrained("{run.repo_id}")\nmodel.enhance(item_index)  # vectors, groups\n```\n\n'
         f"```bibtex\n{method.citation}\n```\n"
     )
-    files = {
-        "README.md": card,
-        RECORD: json.dumps(record, indent=1) + "\n",
-        "run.yaml": run_file(script_args, training_args, hyper_parameters),
-    }
-    for name, content in files.items():
-        with atomic_path(output_dir / name) as temporary:
-            temporary.write_text(content, encoding="utf-8")
+    run.write("README.md", card)
+    run.write(RECORD, json.dumps(record, indent=1) + "\n")
+    run.write("run.yaml", run.run_file())
 
 
-def _report(record, script_args, output_dir: Path, vectors) -> None:
+def _report(run: TrainingRun, record, vectors) -> None:
+    script_args, output_dir = run.script_args, run.output_dir
     shares = ", ".join(f"{name.upper()} {share:.1%}" for name, share in record["agreement"].items())
     print(f"Inferred against k-means groups: {shares}")
     print(f"Vectors: {', '.join(str(one.folder) for one in vectors.values())}. Next:")
@@ -301,16 +283,12 @@ def _report(record, script_args, output_dir: Path, vectors) -> None:
         )
 
 
-def _push(script_args, training_args, vectors: Path) -> None:
+def _push(run: TrainingRun, vectors: Path) -> None:
     from hf_seqrec.hub import push_item_vectors, push_p2rec
 
-    repo_id = training_args.hub_model_id or Path(training_args.output_dir).resolve().name
-    to = {
-        "private": training_args.hub_private_repo, "revision": training_args.hub_revision, "token": training_args.hub_token,
-    }  # fmt: skip
-    print(f"Pushed: {push_p2rec(training_args.output_dir, repo_id, **to).commit_url}")
-    commit = push_item_vectors(vectors, script_args.vectors_repo or f"{repo_id}-vectors", **to)
-    print(f"Pushed: {commit.commit_url}")
+    print(f"Pushed: {push_p2rec(run.output_dir, run.repo_id, **run.hub_options).commit_url}")
+    vectors_repo = run.script_args.vectors_repo or f"{run.repo_id}-vectors"
+    print(f"Pushed: {push_item_vectors(vectors, vectors_repo, **run.hub_options).commit_url}")
 
 
 def run(argv: Sequence[str], prog: str | None = None) -> int:

@@ -22,13 +22,13 @@ accelerate launch -m hf_seqrec.scripts.train_seralm --dataset data/ml-1m --knowl
 import copy
 import os
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .train import ScriptArguments, check_hub, finish, introduce, load_inputs, own_words, parse
+from .train import ScriptArguments, own_words, parse
+from .training_run import TrainingRun
 
 
 METHOD = "seralm"
@@ -107,7 +107,6 @@ def main(script_args: SeRALMScriptArguments, training_args: Any, model_args: Any
 
     from hf_seqrec.knowledge import Sampling, clean_text, load_knowledge
     from hf_seqrec.modeling import SeRALMForSequentialRecommendation
-    from hf_seqrec.modeling.processing import SequentialRecommendationProcessor
     from hf_seqrec.modeling.teacher import load_teacher
     from hf_seqrec.trainers.alignment import AlignmentTrainer
 
@@ -117,11 +116,11 @@ def main(script_args: SeRALMScriptArguments, training_args: Any, model_args: Any
             raise ValueError(f"--{name} is missing; `seqrec train seralm --help` says where it comes from.")
     if not model_args.model_name_or_path:
         raise ValueError("no language model is named: give --model_name_or_path FOLDER_OR_REPO.")
-    data, split, resume = load_inputs(script_args, training_args)
+    run = TrainingRun.open(script_args, training_args, model_args)
+    data, split = run.data, run.split
     knowledge = load_knowledge(script_args.knowledge, script_args.knowledge_revision)
     knowledge.check(data.catalogue)
     check_language_model(knowledge, model_args.model_name_or_path)
-    check_hub(training_args)
     recommender = SeRALMForSequentialRecommendation.from_pretrained(
         script_args.recommender, revision=script_args.recommender_revision, text_encoder=script_args.text_encoder or True
     )  # fmt: skip
@@ -141,7 +140,7 @@ def main(script_args: SeRALMScriptArguments, training_args: Any, model_args: Any
     tokenizer = AutoTokenizer.from_pretrained(
         model_args.model_name_or_path, revision=model_args.model_revision, padding_side="left"
     )
-    pushes, training_args.push_to_hub = training_args.push_to_hub, False  # once, at the end
+    training_args.push_to_hub = False  # once, at the end
     trainer = AlignmentTrainer(
         model_args.model_name_or_path,
         recommender,
@@ -159,30 +158,26 @@ def main(script_args: SeRALMScriptArguments, training_args: Any, model_args: Any
         quantization_config=quantization,
     )
     trainer.remove_callback(PrinterCallback)
-    introduce(data, split, training_args)
-    begin = time.perf_counter()
-    trainer.train(resume_from_checkpoint=resume)
-    notes: dict[str, Any] = {
+    run.introduce()
+    trainer.train(resume_from_checkpoint=run.resume)
+    run.notes = {
         "preset": script_args.preset, "llm": model_args.model_name_or_path, "adapter": model_args.use_peft, "steps": trainer.state.global_step,
-        "training_seconds": round(time.perf_counter() - begin, 2), "unaligned_knowledge": knowledge.key,
+        "training_seconds": run.seconds, "unaligned_knowledge": knowledge.key,
     }  # fmt: skip
-    output_dir = Path(training_args.output_dir)
+    output_dir = run.output_dir
     where = output_dir / ("adapter" if model_args.use_peft else "llm")
-    if training_args.process_index == 0:
+    if run.is_main:
         trainer.accelerator.unwrap_model(trainer.model).save_pretrained(where)
         tokenizer.save_pretrained(where)
     trainer.accelerator.wait_for_everyone()
     aligned = write_again(trainer, knowledge, data.catalogue, model_args, where, sampling)
-    notes["knowledge"] = {**aligned.description, "key": aligned.key, **aligned.counts}
-    if training_args.process_index == 0:
+    run.notes["knowledge"] = {**aligned.description, "key": aligned.key, **aligned.counts}
+    if run.is_main:
         stored = recommender.knowledge[1:].float().cpu().numpy()
         aligned.save(output_dir / "knowledge", stored, {"recommender": "recommender"}, overwrite=True)
-    processor = SequentialRecommendationProcessor.from_catalogue(
-        data.catalogue, recommender.config.max_length, data.fingerprint
-    )
     own = copy.copy(training_args)
-    own.output_dir, own.push_to_hub = str(output_dir / "recommender"), pushes
-    finish(recommender, processor, data, split, script_args, own, asdict(model_args), notes, trainer)
+    own.output_dir, own.push_to_hub = str(output_dir / "recommender"), run.training_args.push_to_hub
+    replace(run, training_args=own).finish(recommender, run.processor(recommender), trainer)
 
 
 def check_language_model(knowledge: Any, name: str) -> None:

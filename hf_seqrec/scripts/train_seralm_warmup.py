@@ -14,32 +14,17 @@ seqrec train --config out/run.yaml --output_dir again
 """
 
 import argparse
-import json
-import os
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, make_dataclass, replace
+from dataclasses import dataclass, field, make_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from .train import (
-    ScriptArguments,
-    check_hub,
-    clear_configuration_errors,
-    config_class,
-    finish,
-    introduce,
-    load_inputs,
-    make_trainer,
-    model_classes,
-    own_words,
-    parse,
-    what_training_did,
-)
+from .train import ScriptArguments, config_class, model_classes, own_words, parse
+from .training_run import TrainingRun, clear_configuration_errors, read_json
 
 
 METHOD = "seralm-warmup"
@@ -159,7 +144,6 @@ def main(script_args: SeRALMWarmupScriptArguments, training_args: Any, model_arg
     from transformers import set_seed
 
     from hf_seqrec.knowledge import load_knowledge
-    from hf_seqrec.modeling.processing import SequentialRecommendationProcessor
     from hf_seqrec.presets import load_preset
     from hf_seqrec.trainers.seralm_warmup import KnowledgeWarmupTrainer
 
@@ -171,47 +155,32 @@ def main(script_args: SeRALMWarmupScriptArguments, training_args: Any, model_arg
     heads = trainable_backbones()
     if script_args.backbone not in heads:
         raise ValueError(f"--backbone {script_args.backbone}: take one of {', '.join(heads)}.")
-    data, split, resume = load_inputs(script_args, training_args)
-    split = reduce_training(split, script_args.train_share, script_args.train_share_seed)
+    run = TrainingRun.open(script_args, training_args, model_args)
+    run.split = reduce_training(run.split, script_args.train_share, script_args.train_share_seed)
     knowledge = load_knowledge(script_args.knowledge, script_args.knowledge_revision)
-    knowledge.check(data.catalogue)
-    preset = load_preset(script_args.backbone, script_args.backbone_preset)
-    hyper_parameters = asdict(model_args)
-    backbone_values = {**preset.model, **read_json(script_args.backbone_config, "--backbone_config")}
-    check_hub(training_args)
+    knowledge.check(run.data.catalogue)
+    backbone_values = dict(load_preset(script_args.backbone, script_args.backbone_preset).model)
+    backbone_values |= read_json(script_args.backbone_config, "backbone_config") or {}
     set_seed(training_args.seed)
     with clear_configuration_errors():
         backbone = config_class(heads[script_args.backbone])(
-            num_items=data.catalogue.num_items, data_fingerprint=data.fingerprint, **backbone_values
+            num_items=run.data.catalogue.num_items, data_fingerprint=run.data.fingerprint, **backbone_values
         )
-        model = make_model(script_args, hyper_parameters, backbone, knowledge)
+        model = make_model(script_args, run.hyper_parameters, backbone, knowledge)
     model.to(training_args.device)
-    model.start_from(first_vectors(model, knowledge), split.train.item_index)
+    model.start_from(first_vectors(model, knowledge), run.split.train.item_index)
     model.config.knowledge_key = knowledge.key
-    processor = SequentialRecommendationProcessor.from_catalogue(
-        data.catalogue, model.config.max_length, data.fingerprint
-    )
-    trainer = make_trainer(KnowledgeWarmupTrainer, model, training_args, split, processor, texts=knowledge.texts)
-
-    introduce(data, split, training_args)
-    if training_args.process_index == 0:
-        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        print(f"{type(model).__name__} on {script_args.backbone} with {trained:,} trained parameters")
-    begin = time.perf_counter()
-    notes: dict[str, Any] = {
-        "preset": script_args.preset, "hyper_parameters": hyper_parameters, "backbone": script_args.backbone,
+    run.notes |= {
         "backbone_config": backbone_values, "knowledge": {**knowledge.description, "key": knowledge.key, **knowledge.counts},
         "text_encoder": model.config.text_encoder_name_or_path, "train_share": script_args.train_share,
     }  # fmt: skip
-    trainer.train(resume_from_checkpoint=resume)
+    processor = run.processor(model)
+    trainer = run.trainer(KnowledgeWarmupTrainer, model, processor, texts=knowledge.texts)
+
+    run.introduce(model)
+    run.train(trainer)
     trainer.refresh_knowledge()
-    notes |= what_training_did(trainer)
-    notes["training_seconds"] = round(time.perf_counter() - begin, 2)
-    encoder = script_args.text_encoder
-    base_model = encoder if encoder is not None and not os.path.isdir(encoder) else None
-    finish(
-        model, processor, data, split, script_args, training_args, hyper_parameters, notes, trainer, None, base_model
-    )
+    run.finish(model, processor, trainer)
 
 
 def make_model(script_args: Any, hyper_parameters: dict[str, Any], backbone: Any, knowledge: Any) -> Any:
@@ -287,25 +256,6 @@ def reduce_training(split: Any, share: float, seed: int) -> Any:
         train.user_ids.take(kept),
     )
     return replace(split, train=fewer)
-
-
-def read_json(value: str | dict[str, Any] | None, option: str) -> dict[str, Any]:
-    """A JSON object from the command line, or a mapping from a file; empty for None.
-
-    Raises:
-        ValueError: If the text is no JSON object.
-    """
-    if value is None or isinstance(value, dict):
-        return dict(value or {})
-    try:
-        found = json.loads(value)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{option} {value}: need a JSON object such as '{{\"hidden_size\": 64}}' ({error})."
-        ) from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{option} {value}: need a JSON object such as '{{\"hidden_size\": 64}}'.")
-    return found
 
 
 def _backbone(argv: Sequence[str]) -> dict[str, str]:

@@ -15,7 +15,8 @@ from hf_seqrec.modeling import SASRecConfig, SASRecForSequentialRecommendation
 from hf_seqrec.modeling.delrec import SOFT_PROMPT_FILE, DELRecForSequentialRecommendation, soft_prompt_size
 from hf_seqrec.presets import list_presets
 from hf_seqrec.scripts.train import parse
-from hf_seqrec.scripts.train_delrec import METHODS, make_parser, read_adapter
+from hf_seqrec.scripts.train_delrec import METHODS, make_parser
+from hf_seqrec.scripts.training_run import read_json
 
 
 SMALL = [
@@ -156,7 +157,7 @@ def test_presets_fit_their_stage(method, tmp_path):
         _, training, model = parse(words, None, make_parser)
         assert isinstance(training.learning_rate, float)
         assert model.num_soft_tokens in (32, 80, 100)
-        adapter = read_adapter(model.adapter)
+        adapter = read_json(model.adapter, "adapter")
         assert (adapter is None) == (method == METHODS[0])
 
 

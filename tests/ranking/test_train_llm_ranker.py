@@ -13,7 +13,7 @@ from hf_seqrec.evaluation import EvaluationRecord
 from hf_seqrec.hub import load_recommender, missing_files
 from hf_seqrec.modeling.llm_ranker import LLMRankerConfig
 from hf_seqrec.presets import list_presets, load_preset
-from hf_seqrec.scripts.train import read_lora
+from hf_seqrec.scripts.training_run import read_json
 from hf_seqrec.trainers.prompt_tuning import PromptTuningTrainer, PromptTuningTrainingArguments
 
 
@@ -117,7 +117,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(words, message, 
 
 
 def test_adapters_are_read_from_text_and_files():
-    assert read_lora('{"r": 8}') == read_lora({"r": 8}) == {"r": 8}
-    assert read_lora("none") is read_lora(None) is None
+    assert read_json('{"r": 8}', "lora") == read_json({"r": 8}, "lora") == {"r": 8}
+    assert read_json("none", "lora") is read_json(None, "lora") is None
     with pytest.raises(ValueError, match="need a JSON object"):
-        read_lora("[8]")
+        read_json("[8]", "lora")

@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import asdict, fields
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -12,6 +13,7 @@ from hf_seqrec.evaluation import EvaluationRecord
 from hf_seqrec.hub import load_recommender, missing_files
 from hf_seqrec.presets import list_presets, load_preset
 from hf_seqrec.scripts import train
+from hf_seqrec.scripts.training_run import what_training_did
 
 
 OWN = {method.replace("-", "_") for method in train.OWN_SCRIPTS}
@@ -234,3 +236,14 @@ def test_several_processes_without_a_gpu_form_a_group_on_the_cpu(monkeypatch):
         monkeypatch.setenv("WORLD_SIZE", started)
         train.parse(["sasrec", *REQUIRED], make=lambda **_: parser)
         assert parser.get_default("use_cpu") is told
+
+
+@pytest.mark.parametrize(("greater", "best", "epoch"), [(True, 0.4, 2), (False, 0.1, 3)])
+def test_the_best_value_is_the_lowest_where_lower_is_better(greater, best, epoch):
+    log = [{"epoch": number, "eval_value": value} for number, value in enumerate((0.2, 0.4, 0.1), 1)]
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(metric_for_best_model="value", greater_is_better=greater),
+        state=SimpleNamespace(log_history=log, epoch=3, global_step=9),
+    )
+    did = what_training_did(trainer)
+    assert (did["best_validation_value"], did["best_epoch"]) == (best, epoch)
