@@ -357,7 +357,7 @@ class DELRecForSequentialRecommendation(LLMRankerForSequentialRecommendation):
         return self._tuner[0] if self._tuner else None
 
     def ranks(self) -> dict[str, int] | None:
-        """Ranks that AdaLoRA left to each matrix; None without AdaLoRA."""
+        """Ranks of the updates that AdaLoRA left to each matrix: singular values other than zero; None without AdaLoRA."""
         if self.rank_allocator is None:
             return None
         names = self.encoder.llm.named_parameters()

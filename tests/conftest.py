@@ -9,12 +9,16 @@ from pathlib import Path
 import pytest
 
 
-# The clients read these variables when they are imported, so they are set before any test module is.
-_spec = importlib.util.spec_from_file_location("hub_server", Path(__file__).with_name("hub_server.py"))
-hub_server = sys.modules["hub_server"] = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(hub_server)
+def load_helper(name: str):
+    """A module of helpers beside this file, which tests then import by its name."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
-HUB = hub_server.HubServer()
+
+# The clients read these variables when they are imported, so they are set before any test module is.
+HUB = load_helper("hub_server").HubServer()
 _home = tempfile.TemporaryDirectory(prefix="hf-home-")
 
 for _name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_CACHE", "HF_MODULES_CACHE"):
@@ -27,6 +31,7 @@ os.environ.update(
     HF_HUB_DISABLE_TELEMETRY="1",
     HF_HUB_DISABLE_PROGRESS_BARS="1",
 )
+load_helper("tiny_llms")
 
 
 @pytest.fixture(scope="session")

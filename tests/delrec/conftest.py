@@ -1,21 +1,10 @@
 """Tiny LLMs with heads, a teacher, a catalogue and training sequences, built here: nothing is downloaded."""
 
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import (
-    BertConfig,
-    BertForMaskedLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-    T5Config,
-    T5ForConditionalGeneration,
-)
+from tiny_llms import KINDS, SPECIAL, build_llm
 
 from hf_seqrec.data import Catalogue, Sequences
 from hf_seqrec.modeling import SASRecConfig, SASRecForSequentialRecommendation
@@ -43,39 +32,13 @@ TITLES = [
 ]
 
 
-def build_llm(folder: Path, kind: str) -> str:
-    """A tiny LLM with a character tokenizer."""
-    letters = [chr(code) for code in range(32, 127)]
-    vocabulary = {token: number for number, token in enumerate(["<pad>", "<s>", "</s>", "<unk>", "<mask>", *letters])}
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges=[], unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    around = {"llama": "<s> $A", "t5": "$A </s>", "bert": "<s> $A </s>"}[kind]
-    tokenizer.post_processor = processors.TemplateProcessing(single=around, special_tokens=[("<s>", 1), ("</s>", 2)])
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>",
-        mask_token="<mask>", model_max_length=1024,
-    ).save_pretrained(folder)  # fmt: skip
-    torch.manual_seed(0)
-    size = {"vocab_size": 100, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    if kind == "llama":
-        model = LlamaForCausalLM(LlamaConfig(**size, intermediate_size=16, max_position_embeddings=1024))
-    elif kind == "t5":
-        model = T5ForConditionalGeneration(
-            T5Config(vocab_size=100, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0)
-        )
-    else:
-        model = BertForMaskedLM(BertConfig(**size, intermediate_size=16, max_position_embeddings=1024))
-    for parameter in model.parameters():  # larger weights than at initialisation, so that inputs show in outputs
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.3)
-    model.save_pretrained(folder)
-    return str(folder)
-
-
 @pytest.fixture(scope="session")
 def llms(tmp_path_factory) -> dict[str, str]:
     root = tmp_path_factory.mktemp("llms")
-    return {kind: build_llm(root / kind, kind) for kind in ("llama", "t5", "bert")}
+    return {
+        kind: build_llm(root / kind, kind, head=True, special=(*SPECIAL, "<mask>"), layers=1, length=1024, pads=True)
+        for kind in KINDS
+    }
 
 
 @pytest.fixture(scope="session")

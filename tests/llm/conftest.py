@@ -7,16 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import (
-    BertConfig,
-    BertModel,
-    LlamaConfig,
-    LlamaModel,
-    PreTrainedTokenizerFast,
-    T5Config,
-    T5Model,
-)
+from tiny_llms import KINDS, build_llm
 
 from hf_seqrec.data import Catalogue, Sequences
 from hf_seqrec.modeling import SASRecConfig, SASRecForSequentialRecommendation
@@ -37,50 +28,12 @@ TITLES = [
     "日本",
     "Ran",
 ]
-KINDS = ("llama", "t5", "bert")
-
-
-def build_tokenizer(folder: Path, kind: str) -> None:
-    """A character tokenizer with the special tokens of its kind, enough for any text."""
-    letters = [chr(code) for code in range(32, 127)]
-    vocabulary = {token: number for number, token in enumerate(["<pad>", "<s>", "</s>", "<unk>", *letters])}
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges=[], unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    around = {"llama": "<s> $A", "t5": "$A </s>", "bert": "<s> $A </s>"}[kind]
-    tokenizer.post_processor = processors.TemplateProcessing(single=around, special_tokens=[("<s>", 1), ("</s>", 2)])
-    pad = {} if kind == "llama" else {"pad_token": "<pad>"}  # many decoder-only LLMs have no pad token
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", model_max_length=512, **pad
-    )
-    fast.save_pretrained(folder)
-
-
-def build_llm_folder(folder: Path, kind: str) -> str:
-    torch.manual_seed(0)
-    size = {"vocab_size": 99, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    if kind == "llama":
-        model = LlamaModel(
-            LlamaConfig(**size, intermediate_size=32, max_position_embeddings=512, num_key_value_heads=1)
-        )
-    elif kind == "t5":
-        model = T5Model(
-            T5Config(vocab_size=99, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, decoder_start_token_id=0)
-        )
-    else:
-        model = BertModel(BertConfig(**size, intermediate_size=32, max_position_embeddings=512))
-    for parameter in model.parameters():  # larger weights than at initialisation, so that inputs show in outputs
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.3)
-    model.save_pretrained(folder)
-    build_tokenizer(folder, kind)
-    return str(folder)
 
 
 @pytest.fixture(scope="session")
 def llm_folders(tmp_path_factory) -> dict[str, str]:
     root = tmp_path_factory.mktemp("llms")
-    return {kind: build_llm_folder(root / kind, kind) for kind in KINDS}
+    return {kind: build_llm(root / kind, kind) for kind in KINDS}
 
 
 @pytest.fixture(scope="session")

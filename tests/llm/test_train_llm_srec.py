@@ -1,11 +1,9 @@
 """`seqrec train llm-srec`: from the command line to a folder that every other command takes."""
 
-import shutil
-
 import pytest
 import yaml
 from safetensors.torch import load_file
-from transformers import BertConfig, BertModel
+from tiny_llms import build_llm
 
 from hf_seqrec.cli import main
 from hf_seqrec.data import Candidates, leave_one_out, load_recommendation_data
@@ -31,16 +29,9 @@ def dataset(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def llm(llm_folders, tmp_path_factory):
+def llm(tmp_path_factory):
     """A BERT of one layer with the character tokenizer of the others."""
-    folder = tmp_path_factory.mktemp("llm") / "bert"
-    shutil.copytree(llm_folders["bert"], folder)
-    BertModel(
-        BertConfig(
-            vocab_size=99, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, max_position_embeddings=512
-        )
-    ).save_pretrained(folder)  # fmt: skip
-    return str(folder)
+    return build_llm(tmp_path_factory.mktemp("llm") / "bert", "bert", layers=1, width=8)
 
 
 @pytest.fixture(scope="module")

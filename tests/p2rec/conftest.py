@@ -1,19 +1,12 @@
 """A tiny LLM of each kind, item vectors, training sequences and a catalogue with several texts; nothing is downloaded."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 import pytest
+import tiny_llms
 
 from hf_seqrec.data import Catalogue, Sequences
 
-
-# One builder of tiny LLMs serves both folders of tests.
-_SPEC = importlib.util.spec_from_file_location("tiny_llms", Path(__file__).parents[1] / "llm" / "conftest.py")
-tiny_llms = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(tiny_llms)
 
 N = 12
 
@@ -21,7 +14,7 @@ N = 12
 @pytest.fixture(scope="session")
 def llm_folders(tmp_path_factory) -> dict[str, str]:
     root = tmp_path_factory.mktemp("llms")
-    return {kind: tiny_llms.build_llm_folder(root / kind, kind) for kind in tiny_llms.KINDS}
+    return {kind: tiny_llms.build_llm(root / kind, kind) for kind in tiny_llms.KINDS}
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from tiny_llms import build_llm
 
 from hf_seqrec.cli import main
 from hf_seqrec.data import Sequences, leave_one_out, load_recommendation_data
@@ -33,25 +34,7 @@ def run(*words):
 @pytest.fixture(scope="module")
 def llm(tmp_path_factory):
     """A BERT of two thin layers with random weights."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("llm") / "tiny-bert"
-    letters = [chr(code) for code in range(32, 127)]
-    vocabulary = {token: number for number, token in enumerate(["<pad>", "<s>", "</s>", "<unk>", *letters])}
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges=[], unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(folder)
-    config = BertConfig(
-        vocab_size=99, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
-    )
-    BertModel(config).save_pretrained(folder)
-    return folder
+    return build_llm(tmp_path_factory.mktemp("llm") / "tiny-bert", "bert")
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,12 @@
 """`seqrec train p2rec`, `e4srec`, `llmseqsim` and `seqrec vectors`: from the command line to vectors that backbones train with."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_llms
 import yaml
 from safetensors.torch import load_file
-from transformers import BertConfig, BertModel
 
 from hf_seqrec.cli import main
 from hf_seqrec.data import leave_one_out, load_recommendation_data
@@ -22,10 +20,6 @@ from hf_seqrec.scripts import train_e4srec, train_p2rec
 from hf_seqrec.scripts.train import parse
 
 
-_SPEC = importlib.util.spec_from_file_location("tiny_llms", Path(__file__).parents[1] / "llm" / "conftest.py")
-tiny_llms = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(tiny_llms)
-
 SMALL = ["--use_cpu", "--per_device_train_batch_size", "32", "--max_length", "4", "--num_train_epochs", "2",
          "--lora", '{"r": 2, "target_modules": "all-linear"}']  # fmt: skip
 P2REC = [*SMALL, "--num_groups", "5"]
@@ -35,13 +29,7 @@ P2REC = [*SMALL, "--num_groups", "5"]
 def llm(tmp_path_factory):
     """A BERT of one layer with a character tokenizer."""
     folder = tmp_path_factory.mktemp("llm") / "bert"
-    BertModel(
-        BertConfig(
-            vocab_size=99, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, max_position_embeddings=512
-        )
-    ).save_pretrained(folder)  # fmt: skip
-    tiny_llms.build_tokenizer(folder, "bert")
-    return str(folder)
+    return tiny_llms.build_llm(folder, "bert", layers=1, width=8)
 
 
 @pytest.fixture(scope="module")

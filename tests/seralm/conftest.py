@@ -1,22 +1,16 @@
 """Tiny LLMs that generate, a tiny text encoder, and a catalogue with several texts; nothing is downloaded."""
 
-import importlib.util
 import os
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
+import tiny_llms
 from tokenizers import Tokenizer, decoders
-from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
 from hf_seqrec.data import Catalogue, DatasetDescription, load_recommendation_data, write_dataset
 
-
-_SPEC = importlib.util.spec_from_file_location("tiny_llms", Path(__file__).parents[1] / "llm" / "conftest.py")
-tiny_llms = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(tiny_llms)
 
 N = 12
 
@@ -46,7 +40,7 @@ def catalogue() -> Catalogue:
 def text_encoders(tmp_path_factory) -> dict[str, str]:
     """Folders of models of each kind that read."""
     root = tmp_path_factory.mktemp("encoders")
-    return {kind: tiny_llms.build_llm_folder(root / kind, kind) for kind in tiny_llms.KINDS}
+    return {kind: tiny_llms.build_llm(root / kind, kind) for kind in tiny_llms.KINDS}
 
 
 @pytest.fixture(scope="session")
@@ -58,23 +52,9 @@ def text_encoder(text_encoders) -> str:
 def generators(tmp_path_factory) -> dict[str, str]:
     """Folders of LLMs that generate, with random weights: a decoder-only one and an encoder-decoder."""
     root, folders = tmp_path_factory.mktemp("generators"), {}
-    size = {"vocab_size": 99, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     for kind in ("llama", "t5"):
-        torch.manual_seed(0)
-        if kind == "llama":
-            config = LlamaConfig(**size, intermediate_size=32, max_position_embeddings=256, eos_token_id=2)
-            model = LlamaForCausalLM(config)
-        else:
-            config = T5Config(
-                vocab_size=99, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, decoder_start_token_id=0,
-                eos_token_id=2, pad_token_id=0,
-            )  # fmt: skip
-            model = T5ForConditionalGeneration(config)
-        for parameter in model.parameters():  # so that prompts show in texts
-            if parameter.dim() > 1:
-                torch.nn.init.normal_(parameter, std=0.3)
-        model.save_pretrained(root / kind)
-        tiny_llms.build_tokenizer(root / kind, kind)
+        own = {"eos_token_id": 2} | ({"num_key_value_heads": 2} if kind == "llama" else {"pad_token_id": 0})
+        tiny_llms.build_llm(root / kind, kind, head=True, length=256, **own)
         letters = Tokenizer.from_file(str(root / kind / "tokenizer.json"))
         letters.decoder = decoders.Fuse()  # letters, not words: nothing goes between them
         letters.save(str(root / kind / "tokenizer.json"))
