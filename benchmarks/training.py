@@ -54,6 +54,7 @@ LIBRARIES = {
     "ours-default": Library(None, "ours_sasrec.py", variant="default", intermediate_size=256),
     "ours-unscaled": Library(None, "ours_sasrec.py", variant="unscaled"),
     "rectools": Library("rectools", "rectools_sasrec.py"),
+    "rectools-small-positions": Library("rectools", "rectools_sasrec.py", variant="small-positions"),
     "replay": Library("replay", "replay_sasrec.py"),
     "replay-bucketed": Library("replay", "replay_sasrec.py", variant="bucketed"),
     # A batch is 2,048 prefix rows of one target each, about as many targets as 128 sequences have.
@@ -64,7 +65,9 @@ LIBRARIES = {
 # RecBole makes a row of length 200 from each of the 980,000 prefixes of ml-1m: hours per epoch. Ask for it by name.
 MAX_LENGTH = {"ml-100k": 50, "ml-1m": 200}
 NOT_UNASKED = {("ml-1m", "recbole")} | {
-    (dataset, name) for dataset in MAX_LENGTH for name in ("recbole-gru4rec", "ours-unscaled")
+    (dataset, name)
+    for dataset in MAX_LENGTH
+    for name in ("recbole-gru4rec", "ours-unscaled", "rectools-small-positions")
 }
 SETTINGS = {"hidden_size": 64, "layers": 2, "heads": 2, "dropout": 0.2, "learning_rate": 1e-3}
 
