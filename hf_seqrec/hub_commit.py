@@ -34,6 +34,10 @@ class Destination:
         parent_commit: Commit that the push must follow; the branch's newest when the push begins, when not given.
         message: First line of the commit's message; None for `what` of `commit` and the repository's name.
         token: Hub token, by default the one stored by `hf auth login`.
+
+    Example:
+        >>> target = Destination("user/films", private=True).create()  # doctest: +SKIP
+        >>> target.commit({"README.md": b"# Films"}, re.compile("never"), "Recommender").oid  # doctest: +SKIP
     """
 
     repo_id: str

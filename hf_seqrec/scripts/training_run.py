@@ -32,6 +32,11 @@ class TrainingRun:
         split: Its split; a script may take less of it.
         resume: Where to go on: False, True for the last checkpoint, or a folder.
         notes: For the records.
+
+    Example:
+        >>> from hf_seqrec.scripts.train import parse
+        >>> run = TrainingRun.open(*parse(["sasrec", "--dataset", "data", "--output_dir", "out"]))  # doctest: +SKIP
+        >>> run.introduce()  # doctest: +SKIP
     """
 
     script_args: Any
