@@ -6,14 +6,16 @@
 Every library trains in a process of its own, on the same sequences, one after the other, at the same sizes (`SETTINGS`), and
 is judged by the same code after every epoch (`peers/common.py`). Peers run in virtual environments that the script makes. CPU
 seconds are user plus system time of the training alone. Results are kept in a JSON record after every part; `--resume`
-goes on with it. `--at-once 2` trains two libraries beside each other, each bound to cores of its own: half the wait for
+goes on with it, RecTools and RePlay from their last epoch. `--at-once 2` trains two libraries beside each other, each bound to cores of its own: half the wait for
 `--to-best`, and the same slow minutes of a machine fall on both.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -128,6 +130,7 @@ def run(
     args: argparse.Namespace,
     log: Path,
     cores: Queue[set[int]],
+    state: Path,
 ) -> dict:
     """Train in a process of its own; progress is shown, everything it prints goes to the log.
 
@@ -139,6 +142,7 @@ def run(
         args: The command line.
         log: For what it prints.
         cores: Sets of cores to bind a process to; one is taken and put back.
+        state: Folder of the epochs that are done, for the libraries that can go on from a checkpoint.
 
     Returns:
         The line of JSON it ends with.
@@ -149,6 +153,7 @@ def run(
     options = {**SETTINGS, "data": data, "max_length": max_length, "batch_size": library.batch_size}
     options |= {"epochs": args.epochs, "patience": args.patience if args.to_best else 0, "seed": args.seed}
     options |= {"threads": args.threads, "variant": library.variant, "max_cpu_seconds": args.max_cpu_seconds}
+    options["state"] = state
     command = [str(python), str(HERE / "peers" / library.script)]
     command += [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", str(value))]
     threads = {name: str(args.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ARROW_NUM_THREADS")}
@@ -298,7 +303,15 @@ def main() -> None:
                 "data_fingerprint": data.fingerprint,
             }
             wanted.append(key)
-            if any(part.items() >= key.items() for part in record["parts"]):
+            of_key = [part for part in record["parts"] if part.items() >= key.items()]
+            # A part that a smaller limit stopped goes on.
+            stopped = [
+                part
+                for part in of_key
+                if part["result"].get("stopped_by_limit")
+                and part.get("max_cpu_seconds", float("inf")) < args.max_cpu_seconds
+            ]
+            if of_key and not stopped:
                 print(f"{dataset} {name}: in the record already", flush=True)
             else:
                 jobs.append((key, split, data.catalogue.num_items))
@@ -314,7 +327,13 @@ def main() -> None:
             path = Path(scratch) / "interactions.npz"
             write_interactions(split, num_items, path)
             log = args.environments / "logs" / f"training-{dataset}-{name}.log"
-            result = run(interpreters[name], LIBRARIES[name], path, key["max_length"], args, log, cores)
+            name_of_state = hashlib.sha256(f"{json.dumps(key, sort_keys=True)} {args.output.resolve()}".encode())
+            state = args.environments / "states" / name_of_state.hexdigest()[:16]
+            if not args.resume:
+                shutil.rmtree(state, ignore_errors=True)
+            result = run(interpreters[name], LIBRARIES[name], path, key["max_length"], args, log, cores, state)
+            if not result["stopped_by_limit"]:
+                shutil.rmtree(state, ignore_errors=True)
         return {
             **key,
             "max_cpu_seconds": args.max_cpu_seconds,
@@ -326,9 +345,11 @@ def main() -> None:
             "result": result,
         }
 
+    keys = jobs[0][0].keys() if jobs else ()
     with ThreadPoolExecutor(args.at_once) as pool:
         for finished in as_completed([pool.submit(measure, *job) for job in jobs]):
-            record["parts"].append(finished.result())
+            made = finished.result()
+            record["parts"] = [part for part in record["parts"] if any(part.get(n) != made[n] for n in keys)] + [made]
             with atomic_path(args.output) as temporary:
                 temporary.write_text(json.dumps(record, indent=1) + "\n")
     print_table([part for part in record["parts"] if any(part.items() >= key.items() for key in wanted)])

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -72,33 +73,36 @@ def ranks(
     score: Callable[[list[np.ndarray]], torch.Tensor],
     histories: list[np.ndarray],
     targets: np.ndarray,
-    masked: bool = True,
+    masked: tuple[bool, ...] = (True,),
     batch_size: int = 256,
-) -> torch.Tensor:
+) -> list[torch.Tensor]:
     """Rank of every user's target in the whole catalogue from 0, ties at their average rank, infinite where it cannot be reached.
 
     Args:
         score: Takes a batch of histories and answers (batch, num_items + 1) scores; column 0 is never read.
         histories: Items of every user, oldest first.
         targets: The item to rank, shape (users,).
-        masked: Whether items of the history are left out.
+        masked: Whether items of the history are left out; each gives a tensor of ranks, from the same scores.
         batch_size: Users per call.
     """
-    found = []
+    found: list[list[torch.Tensor]] = [[] for _ in masked]
     for start in range(0, len(histories), batch_size):
         batch = histories[start : start + batch_size]
         target = torch.from_numpy(targets[start : start + batch_size, None].astype(np.int64))
         scores = score(batch).float().clone()
         scores[:, 0] = -torch.inf
-        if masked:
-            rows = torch.arange(len(batch)).repeat_interleave(torch.tensor([len(history) for history in batch]))
-            scores[rows, torch.from_numpy(np.concatenate(batch).astype(np.int64))] = -torch.inf
         if scores.isnan().any():
             raise ValueError("the model answered NaN scores")
-        own = scores.gather(1, target)
-        better, equal = (scores > own).sum(1), (scores == own).sum(1) - 1
-        found.append(torch.where(own.isfinite()[:, 0], better + equal / 2, torch.inf))
-    return torch.cat(found).double()
+        rows = torch.arange(len(batch)).repeat_interleave(torch.tensor([len(history) for history in batch]))
+        seen = torch.from_numpy(np.concatenate(batch).astype(np.int64))
+        for ranks_of, without_seen in zip(found, masked, strict=True):
+            allowed = scores.clone() if without_seen else scores
+            if without_seen:
+                allowed[rows, seen] = -torch.inf
+            own = allowed.gather(1, target)
+            better, equal = (allowed > own).sum(1), (allowed == own).sum(1) - 1
+            ranks_of.append(torch.where(own.isfinite()[:, 0], better + equal / 2, torch.inf))
+    return [torch.cat(ranks_of).double() for ranks_of in found]
 
 
 def quality(ranks: torch.Tensor) -> dict[str, float]:
@@ -127,6 +131,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--batch-size", type=int, default=128, help="sequences (RecBole: prefix rows) per step")
     parser.add_argument("--variant", default="", help="a named way of running the library, where it has one")
+    parser.add_argument("--state", type=Path, help="folder to keep each epoch in, and to go on from")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
@@ -138,6 +143,9 @@ class Progress:
 
     CPU seconds are user plus system time of this process, all threads; what the judge itself uses is kept apart. The clock
     starts with the construction, so reading the data and building the model come out as `prepare_cpu_s`.
+
+    With `--state` the epochs are kept in that folder, with a checkpoint where the library can write one, and another process goes
+    on after the last of them.
 
     Args:
         args: The command line.
@@ -151,23 +159,46 @@ class Progress:
         self.test: dict[str, dict[str, float]] = {}
         self.prepare_cpu_s = 0.0
         self.mark = time.process_time()
+        self.resumed_after: list[int] = []
+        if self.checkpoint is not None:
+            kept = json.loads((args.state / "epochs.json").read_text())
+            self.epochs, self.test, self.resumed_after = kept["epochs"], kept["test"], kept["resumed_after"]
+            self.resumed_after.append(len(self.epochs))
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The checkpoint to go on from, if there is one."""
+        if self.args.state is None or not (self.args.state / "epochs.json").exists():
+            return None
+        kept = json.loads((self.args.state / "epochs.json").read_text())
+        return self.args.state / f"epoch-{len(kept['epochs'])}.ckpt"
 
     def start(self) -> None:
         """Call right before the first epoch."""
         now = time.process_time()
         self.prepare_cpu_s, self.mark = now - self.mark, now
 
-    def epoch_done(self, score: Callable[[list[np.ndarray]], torch.Tensor]) -> bool:
-        """Judge the model after an epoch; True when training should stop early."""
+    def epoch_done(
+        self,
+        score: Callable[[list[np.ndarray]], torch.Tensor],
+        save: Callable[[Path], None] | None = None,
+    ) -> bool:
+        """Judge the model after an epoch.
+
+        Args:
+            score: See `ranks`.
+            save: Writes a checkpoint, where the library can go on from one.
+
+        Returns:
+            Whether training should stop early.
+        """
         trained = time.process_time()
         with torch.no_grad():
-            value = quality(ranks(score, self.data.histories(1), self.data.targets(1)))["ndcg@10"]
+            (of_validation,) = ranks(score, self.data.histories(1), self.data.targets(1))
+            value = quality(of_validation)["ndcg@10"]
             if all(value > epoch["ndcg@10"] for epoch in self.epochs):
-                histories, targets = self.data.histories(2), self.data.targets(2)
-                self.test = {
-                    name: quality(ranks(score, histories, targets, masked=name == "masked"))
-                    for name in ("masked", "unmasked")
-                }
+                both = ranks(score, self.data.histories(2), self.data.targets(2), masked=(True, False))
+                self.test = dict(zip(("masked", "unmasked"), map(quality, both), strict=True))
         judged = time.process_time()
         self.epochs.append({"train_cpu_s": trained - self.mark, "judge_cpu_s": judged - trained, "ndcg@10": value})
         print(
@@ -175,10 +206,25 @@ class Progress:
             file=sys.stderr,
             flush=True,
         )
+        if save is not None and self.args.state is not None:
+            self._keep(save)
         self.mark = time.process_time()
         return self.out_of_time or (
             self.args.patience > 0 and len(self.epochs) - self.best_epoch >= self.args.patience
         )
+
+    def _keep(self, save: Callable[[Path], None]) -> None:
+        """Checkpoint first, then the epochs that name it, then the older checkpoints go: a kill loses the last epoch at most."""
+        folder = self.args.state
+        folder.mkdir(parents=True, exist_ok=True)
+        current = folder / f"epoch-{len(self.epochs)}.ckpt"
+        save(current)
+        kept = {"epochs": self.epochs, "test": self.test, "resumed_after": self.resumed_after}
+        (folder / "epochs.json.new").write_text(json.dumps(kept))
+        (folder / "epochs.json.new").replace(folder / "epochs.json")
+        for old in folder.glob("epoch-*.ckpt"):
+            if old != current:
+                old.unlink()
 
     @property
     def out_of_time(self) -> bool:
@@ -203,6 +249,7 @@ class Progress:
             "best_epoch": self.best_epoch,
             "test_of_best_epoch": self.test,
             "stopped_by_limit": self.out_of_time,
+            "resumed_after": self.resumed_after,
             # Linux counts in KiB, macOS in bytes.
             "peak_rss_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             * (1 if sys.platform == "darwin" else 1024)

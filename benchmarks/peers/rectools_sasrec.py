@@ -15,6 +15,16 @@ from rectools.models import SASRecModel
 from rectools.models.nn.transformers.lightning import TransformerLightningModule
 
 
+class ResumingTrainer(Trainer):
+    """Goes on from the checkpoint of an earlier process, which the library's `fit` has no argument for."""
+
+    checkpoint = None
+
+    def fit(self, *args, **kwargs):
+        """See the parent."""
+        super().fit(*args, **kwargs, ckpt_path=self.checkpoint)
+
+
 class Judge(Callback):
     """Hands the model to the judge after every epoch."""
 
@@ -43,11 +53,20 @@ class Judge(Callback):
             return scores
 
         network.eval()
-        trainer.should_stop = self.progress.epoch_done(score)
+        trainer.should_stop = self.progress.epoch_done(score, trainer.save_checkpoint)
         network.train()
 
 
-class SmallPositions(TransformerLightningModule):
+class Module(TransformerLightningModule):
+    """The library's training module, which keeps the weights of a checkpoint instead of drawing new ones."""
+
+    def on_train_start(self):
+        """Draw the start values."""
+        if self.trainer.ckpt_path is None:
+            super().on_train_start()
+
+
+class SmallPositions(Module):
     """The library's training module with short position vectors at the start."""
 
     def _xavier_normal_init(self):
@@ -55,7 +74,7 @@ class SmallPositions(TransformerLightningModule):
         torch.nn.init.normal_(self.torch_model.pos_encoding_layer.pos_emb.weight, std=0.02)
 
 
-MODULES = {"": TransformerLightningModule, "small-positions": SmallPositions}
+MODULES = {"": Module, "small-positions": SmallPositions}
 
 
 def main() -> None:
@@ -74,10 +93,12 @@ def main() -> None:
         judge = Judge(progress, lambda: model)
         # The model copies the trainer before it fits; the clock must not be copied with it.
         Judge.__deepcopy__ = lambda self, memo: self
-        return Trainer(
+        made = ResumingTrainer(
             max_epochs=args.epochs, accelerator="cpu", devices=1, callbacks=[judge],
             logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         )  # fmt: skip
+        made.checkpoint = progress.checkpoint
+        return made
 
     model = SASRecModel(
         n_blocks=args.layers,

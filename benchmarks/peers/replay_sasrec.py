@@ -42,7 +42,7 @@ class Judge(lightning.Callback):
             )
 
         model.eval()
-        trainer.should_stop = self.progress.epoch_done(score)
+        trainer.should_stop = self.progress.epoch_done(score, trainer.save_checkpoint)
         model.train()
 
 
@@ -91,7 +91,8 @@ def main() -> None:
             logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         )  # fmt: skip
         optimizer = OptimizerFactory(learning_rate=args.learning_rate)
-        trainer.fit(LightningModule(model, optimizer_factory=optimizer), datamodule=module)
+        module_of_model = LightningModule(model, optimizer_factory=optimizer)
+        trainer.fit(module_of_model, datamodule=module, ckpt_path=progress.checkpoint, weights_only=False)
     progress.report()
 
 
