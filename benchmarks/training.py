@@ -6,8 +6,8 @@
 Every library trains in a process of its own, on the same sequences, one after the other, at the same sizes (`SETTINGS`), and
 is judged by the same code after every epoch (`peers/common.py`). Peers run in virtual environments that the script makes. CPU
 seconds are user plus system time of the training alone. Results are kept in a JSON record after every part; `--resume`
-goes on with it, RecTools and RePlay from their last epoch. `--at-once 2` trains two libraries beside each other, each bound to cores of its own: half the wait for
-`--to-best`, and the same slow minutes of a machine fall on both.
+goes on with it, RecTools and RePlay from their last epoch. `--at-once 2` trains two libraries beside each other, each bound
+to cores of its own (Linux): half the wait for `--to-best`, and the same slow minutes of a machine fall on both.
 """
 
 import argparse
@@ -141,7 +141,7 @@ def run(
         max_length: Positions a model sees.
         args: The command line.
         log: For what it prints.
-        cores: Sets of cores to bind a process to; one is taken and put back.
+        cores: Sets of cores to bind a process to, empty for no binding; one is taken and put back.
         state: Folder of the epochs that are done, for the libraries that can go on from a checkpoint.
 
     Returns:
@@ -170,7 +170,8 @@ def run(
     ):
         lines = []
         try:
-            os.sched_setaffinity(process.pid, own)
+            if own:
+                os.sched_setaffinity(process.pid, own)
             for line in process.stdout or ():
                 file.write(line)
                 lines.append(line)
@@ -268,10 +269,12 @@ def main() -> None:
     args.epochs = args.epochs or (300 if args.to_best else 3)
     if args.output.exists() and not args.resume:
         parser.error(f"{args.output} exists: go on with it (--resume), move it away, or choose another --output.")
-    if not 1 <= args.at_once * args.threads <= len(os.sched_getaffinity(0)):
+    # Bound to cores only where several run: macOS cannot bind.
+    available = sorted(os.sched_getaffinity(0)) if args.at_once != 1 else []
+    if args.at_once != 1 and not args.threads <= args.at_once * args.threads <= len(available):
         parser.error(
-            f"--at-once {args.at_once} with --threads {args.threads} needs as many cores; "
-            f"this process may use {len(os.sched_getaffinity(0))}."
+            f"--at-once {args.at_once} with --threads {args.threads}: need at least one and {args.threads} cores for each; this "
+            f"process may use {len(available)} cores."
         )
     record: dict[str, list[dict]] = {"parts": []}
     if args.resume and args.output.exists():
@@ -315,8 +318,7 @@ def main() -> None:
                 print(f"{dataset} {name}: in the record already", flush=True)
             else:
                 jobs.append((key, split, data.catalogue.num_items))
-    # Every process gets its share of the cores; one at a time may use all.
-    available, cores = sorted(os.sched_getaffinity(0)), Queue()
+    cores: Queue[set[int]] = Queue()
     for start in range(args.at_once):
         cores.put(set(available[start :: args.at_once]))
     rate = matrix_product_rate() if jobs else 0.0

@@ -160,18 +160,13 @@ class Progress:
         self.prepare_cpu_s = 0.0
         self.mark = time.process_time()
         self.resumed_after: list[int] = []
-        if self.checkpoint is not None:
+        # What to go on from, if there is something.
+        self.checkpoint: Path | None = None
+        if args.state is not None and (args.state / "epochs.json").exists():
             kept = json.loads((args.state / "epochs.json").read_text())
-            self.epochs, self.test, self.resumed_after = kept["epochs"], kept["test"], kept["resumed_after"]
-            self.resumed_after.append(len(self.epochs))
-
-    @property
-    def checkpoint(self) -> Path | None:
-        """The checkpoint to go on from, if there is one."""
-        if self.args.state is None or not (self.args.state / "epochs.json").exists():
-            return None
-        kept = json.loads((self.args.state / "epochs.json").read_text())
-        return self.args.state / f"epoch-{len(kept['epochs'])}.ckpt"
+            self.epochs, self.test = kept["epochs"], kept["test"]
+            self.resumed_after = [*kept["resumed_after"], len(self.epochs)]
+            self.checkpoint = args.state / f"epoch-{len(self.epochs)}.ckpt"
 
     def start(self) -> None:
         """Call right before the first epoch."""
