@@ -335,6 +335,26 @@ def own_words(argv: Sequence[str], method: str) -> list[str]:
     return words
 
 
+def command(method: str, main: Callable[..., None], make: Callable[..., Any]) -> Callable[..., int]:
+    """Makes the `run` of a script that trains one method.
+
+    Args:
+        method: Its name.
+        main: Trains; takes what the parser made.
+        make: Makes the parser.
+
+    Returns:
+        A function that takes the words of a command line, with or without the method first, and the name of the program for help
+        texts, trains, and returns the exit status. It raises `ValueError` if another method is named.
+    """
+
+    def run(argv: Sequence[str], prog: str | None = None) -> int:
+        main(*parse(own_words(argv, method), prog, make))
+        return 0
+
+    return run
+
+
 def run(argv: Sequence[str], prog: str | None = None) -> int:
     """Parses and trains; what `seqrec train` and `python -m hf_seqrec.scripts.train` do.
 

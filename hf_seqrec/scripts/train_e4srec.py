@@ -12,11 +12,10 @@ accelerate launch -m hf_seqrec.scripts.train_e4srec --dataset data/beauty --back
 """
 
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 from .item_prompts import ItemPromptScriptArguments, item_prompt_arguments, open_item_table
-from .train import own_words, parse
+from .train import command
 from .training_run import TrainingRun, clear_configuration_errors
 
 
@@ -92,21 +91,7 @@ def main(script_args: ItemPromptScriptArguments, training_args: Any, model_args:
     run.finish(model, processor, trainer)
 
 
-def run(argv: Sequence[str], prog: str | None = None) -> int:
-    """Parses and trains; what `seqrec train e4srec` and `python -m hf_seqrec.scripts.train_e4srec` do.
-
-    Args:
-        argv: The words of the command line.
-        prog: Name of the program in help texts.
-
-    Returns:
-        Exit status.
-
-    Raises:
-        ValueError: If another method is named.
-    """
-    main(*parse(own_words(argv, METHOD), prog, make_parser))
-    return 0
+run = command(METHOD, main, make_parser)
 
 
 if __name__ == "__main__":

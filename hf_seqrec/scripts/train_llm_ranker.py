@@ -14,12 +14,11 @@ seqrec train llm-ranker --preset llamarec … --candidates retrieved            
 
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .train import ScriptArguments, model_arguments, own_words, parse
+from .train import ScriptArguments, command, model_arguments
 from .train_delrec import check_teacher_split
 from .training_run import TrainingRun, clear_configuration_errors
 
@@ -173,18 +172,7 @@ def report_reranking(model: Any, split: Any, folder: Path) -> dict[str, Any]:
     return found
 
 
-def run(argv: Sequence[str], prog: str | None = None) -> int:
-    """Parses and trains; what `seqrec train llm-ranker` and `python -m hf_seqrec.scripts.train_llm_ranker` do.
-
-    Args:
-        argv: The words of the command line.
-        prog: Name of the program in help texts.
-
-    Returns:
-        Exit status.
-    """
-    main(*parse(own_words(argv, METHOD), prog, make_parser))
-    return 0
+run = command(METHOD, main, make_parser)
 
 
 if __name__ == "__main__":

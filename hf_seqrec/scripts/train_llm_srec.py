@@ -16,12 +16,11 @@ accelerate launch -m hf_seqrec.scripts.train_llm_srec --dataset data/scientific 
 
 import shutil
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field, make_dataclass
 from inspect import signature
 from typing import Any
 
-from .train import ScriptArguments, model_arguments, own_words, parse
+from .train import ScriptArguments, command, model_arguments
 from .training_run import TrainingRun, clear_configuration_errors, what_training_did
 
 
@@ -181,21 +180,7 @@ def main(script_args: LLMSRecScriptArguments, training_args: Any, model_args: An
     run.finish(model, processor, trainer, candidates)
 
 
-def run(argv: Sequence[str], prog: str | None = None) -> int:
-    """Parses and trains; what `seqrec train llm-srec` and `python -m hf_seqrec.scripts.train_llm_srec` do.
-
-    Args:
-        argv: The words of the command line.
-        prog: Name of the program in help texts.
-
-    Returns:
-        Exit status.
-
-    Raises:
-        ValueError: If another method is named.
-    """
-    main(*parse(own_words(argv, METHOD), prog, make_parser))
-    return 0
+run = command(METHOD, main, make_parser)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,10 @@ seqrec train llmseqsim --dataset data/beauty --item_features user/beauty-text-ve
 """
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .train import ScriptArguments, model_arguments, own_words, parse
+from .train import ScriptArguments, command, model_arguments
 from .training_run import TrainingRun, clear_configuration_errors
 
 
@@ -94,21 +93,7 @@ def main(script_args: LLMSeqSimScriptArguments, training_args: Any, model_args: 
     run.finish(model, run.processor(model))
 
 
-def run(argv: Sequence[str], prog: str | None = None) -> int:
-    """Parses and evaluates; what `seqrec train llmseqsim` and `python -m hf_seqrec.scripts.train_llmseqsim` do.
-
-    Args:
-        argv: The words of the command line.
-        prog: Name of the program in help texts.
-
-    Returns:
-        Exit status.
-
-    Raises:
-        ValueError: If another method is named.
-    """
-    main(*parse(own_words(argv, METHOD), prog, make_parser))
-    return 0
+run = command(METHOD, main, make_parser)
 
 
 if __name__ == "__main__":

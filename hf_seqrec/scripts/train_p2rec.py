@@ -15,13 +15,12 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .item_prompts import ItemPromptScriptArguments, item_prompt_arguments, open_item_table
-from .train import own_words, parse
+from .train import command
 from .training_run import TrainingRun, clear_configuration_errors, what_training_did
 
 
@@ -291,21 +290,7 @@ def _push(run: TrainingRun, vectors: Path) -> None:
     print(f"Pushed: {push_item_vectors(vectors, vectors_repo, **run.hub_options).commit_url}")
 
 
-def run(argv: Sequence[str], prog: str | None = None) -> int:
-    """Parses and trains; what `seqrec train p2rec` and `python -m hf_seqrec.scripts.train_p2rec` do.
-
-    Args:
-        argv: The words of the command line.
-        prog: Name of the program in help texts.
-
-    Returns:
-        Exit status.
-
-    Raises:
-        ValueError: If another method is named.
-    """
-    main(*parse(own_words(argv, METHOD), prog, make_parser))
-    return 0
+run = command(METHOD, main, make_parser)
 
 
 if __name__ == "__main__":

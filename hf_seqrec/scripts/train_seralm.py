@@ -22,12 +22,11 @@ accelerate launch -m hf_seqrec.scripts.train_seralm --dataset data/ml-1m --knowl
 import copy
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .train import ScriptArguments, own_words, parse
+from .train import ScriptArguments, command
 from .training_run import TrainingRun
 
 
@@ -234,21 +233,7 @@ def write_again(trainer: Any, knowledge: Any, catalogue: Any, model_args: Any, w
     return found
 
 
-def run(argv: Sequence[str], prog: str | None = None) -> int:
-    """Parses and trains; what `seqrec train seralm` and `python -m hf_seqrec.scripts.train_seralm` do.
-
-    Args:
-        argv: The words of the command line.
-        prog: Name of the program in help texts.
-
-    Returns:
-        Exit status.
-
-    Raises:
-        ValueError: If another method is named.
-    """
-    main(*parse(own_words(argv, METHOD), prog, make_parser))
-    return 0
+run = command(METHOD, main, make_parser)
 
 
 if __name__ == "__main__":
