@@ -1,8 +1,5 @@
 """Tiny LLMs, a teacher and a catalogue, built here: nothing is downloaded."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -82,12 +79,3 @@ def sequences() -> Sequences:
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
     times = np.arange(offsets[-1]) * 86_400 + 1_400_000_000
     return Sequences(np.concatenate(rows), offsets, times, pa.array([f"u{n}" for n in range(len(rows))]))
-
-
-@pytest.fixture(scope="session")
-def stored_models() -> Path:
-    """Folder of small trained LLMs."""
-    folder = Path(os.environ.get("HF_SEQREC_MODELS", Path(__file__).parents[2] / "../shared/models"))
-    if not folder.is_dir():
-        pytest.skip("no folder with trained LLMs: set HF_SEQREC_MODELS.")
-    return folder

@@ -1,8 +1,5 @@
 """Tiny LLMs with their heads, one of each kind, built here; nothing is downloaded."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -42,15 +39,6 @@ def llm_folders(tmp_path_factory) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def tokenizers(llm_folders):
     return {kind: AutoTokenizer.from_pretrained(folder) for kind, folder in llm_folders.items()}
-
-
-@pytest.fixture(scope="session")
-def stored_models() -> Path:
-    """Folder of small trained LLMs."""
-    folder = Path(os.environ.get("HF_SEQREC_MODELS", Path(__file__).parents[2] / "../shared/models"))
-    if not folder.is_dir():
-        pytest.skip("no folder with trained LLMs: set HF_SEQREC_MODELS.")
-    return folder
 
 
 @pytest.fixture(scope="session")

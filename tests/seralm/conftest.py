@@ -1,6 +1,5 @@
 """Tiny LLMs that generate, a tiny text encoder, and a catalogue with several texts; nothing is downloaded."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -60,15 +59,6 @@ def generators(tmp_path_factory) -> dict[str, str]:
         letters.save(str(root / kind / "tokenizer.json"))
         folders[kind] = str(root / kind)
     return folders
-
-
-@pytest.fixture(scope="session")
-def stored_models() -> Path:
-    """Folder of small trained LLMs."""
-    folder = Path(os.environ.get("HF_SEQREC_MODELS", Path(__file__).parents[2] / "../shared/models"))
-    if not folder.is_dir():
-        pytest.skip("no folder with trained LLMs: set HF_SEQREC_MODELS.")
-    return folder
 
 
 @pytest.fixture(scope="session")
