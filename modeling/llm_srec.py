@@ -8,12 +8,15 @@ distinct item of a step is encoded once. (3) Out-tokens are read by index and pa
 encoder-decoder LLM is read at its encoder. (5) Attention and adapter dropout of the LLM are 0, except `lora_dropout`. (6) The
 vector of an item that the teacher never trained on is the mean of those it did, and such an item is no negative; as an option other
 items' vectors are now and then replaced by it, so that titles count (`item_vector_dropout`). (7) As an option the heads go on
-training alone (`train_heads_only`): the LLM's states are then computed once, and the whole catalogue is candidates.
+training alone (`train_heads_only`): the LLM's states are then computed once, and the whole catalogue is candidates. (8) As options
+a prompt is read as the mean of its states, which is what most text encoders were trained for, and not at its out-token (`pooling`);
+and scores are cosines times a learned scale (`cosine`).
 Inputs: `input_ids` (batch, length) item_index, left-padded with 0; `timestamps` (batch, length) Unix seconds when prompts show
 dates; `labels` (batch, length), -100 ignored; `negatives` (batch, length or 1, n) item_index.
 Trains with: `DistillationTrainer`, on the last position of a row or on every prefix.
 """
 
+import math
 import os
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -44,7 +47,9 @@ from .teacher import adopt_teacher, build_teacher, freeze_teacher, restore_teach
 
 
 ITEM_VECTORS = ("none", "teacher", "aligned")
-HEADS = ("user_head.", "item_head.", "teacher_head.")
+HEADS = ("user_head.", "item_head.", "teacher_head.", "logit_scale")
+POOLINGS = ("out_token", "mean")
+LARGEST_SCALE = 100.0
 MAX_REMEMBERED_BYTES = 2**29
 
 
@@ -56,6 +61,8 @@ class LLMSRecConfig(SequentialRecommenderConfig):
         hidden_size: Width d' of user and item vectors.
         head_size: Inner width of f_user and f_item.
         head_act: Activation of f_I, f_user and f_item (f_CF-user has GELU).
+        pooling: What is read of a prompt: the last state at its `out_token`, as in the paper, or the `mean` over all its tokens.
+        cosine: Scores are the cosine of both vectors times a scale that is learned, at most 100, and not their product.
         item_vectors: What stands in the item slot of prompts: `none` (no slot), `teacher` (f_I of the teacher's item vector), or
             `aligned` (f_I of the latent of A-LLMRec's stage-1 encoder).
         item_vector_dropout: Share of items whose prompt, in training, holds the vector of an unknown item instead of its own.
@@ -83,6 +90,8 @@ class LLMSRecConfig(SequentialRecommenderConfig):
     hidden_size: int = 128
     head_size: int = 2048
     head_act: str = "leaky_relu"
+    pooling: str = "out_token"
+    cosine: bool = False
     item_vectors: str = "teacher"
     item_vector_dropout: float = 0.0
     latent_size: int = 128
@@ -113,6 +122,8 @@ class LLMSRecConfig(SequentialRecommenderConfig):
             raise ValueError(f"`item_vectors` must be one of {', '.join(ITEM_VECTORS)}, got {self.item_vectors!r}.")
         if not 0 <= self.item_vector_dropout <= 1:
             raise ValueError(f"`item_vector_dropout` is a share in [0, 1], got {self.item_vector_dropout}.")
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"`pooling` must be one of {', '.join(POOLINGS)}, got {self.pooling!r}.")
         if self.head_act not in ACT2FN:
             raise ValueError(f"unknown `head_act` {self.head_act!r}.")
         if self.teacher_config is None and self.needs_teacher:
@@ -164,7 +175,8 @@ class AlignedItemEncoder(nn.Module):
 class LLMSRecForSequentialRecommendation(LLMRecommender):
     """A frozen LLM that reads histories and items, with small trained maps around it.
 
-    Score of item i for user u: f_item(h_I) · f_user(h_U), the states of the LLM at the out-tokens of their prompts.
+    Score of item i for user u: f_item(h_I) · f_user(h_U), the states of the LLM at the out-tokens of their prompts (`pooling` and
+    `cosine` change that).
 
     Example:
         >>> model, processor = LLMSRecForSequentialRecommendation.from_parts(                  # doctest: +SKIP
@@ -215,6 +227,8 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
         if config.distilled:
             self.teacher_head = Projector(teacher_width, config.hidden_size, config.hidden_size, "gelu")
         self.user_out, self.item_out = nn.Parameter(torch.empty(1, width)), nn.Parameter(torch.empty(1, width))
+        if config.cosine:
+            self.logit_scale = nn.Parameter(torch.empty(1))
         self._heads_only = False
         self._table: tuple[Any, torch.Tensor] | None = None
         self._items: tuple[Any, dict[bool, torch.Tensor]] | None = None
@@ -228,6 +242,8 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
         mean, std = self.encoder.embedding_statistics()
         for token in (self.user_out, self.item_out):
             nn.init.normal_(token, mean, std)
+        if config.cosine:
+            nn.init.constant_(self.logit_scale, math.log(1 / 0.07))
 
     # Putting together, saving, loading -----------------------------------------------------------------------------------
 
@@ -476,11 +492,25 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
             vectors[Slot.ITEM_VECTOR] = SlotVectors(
                 self._item_slot_vectors(items, own), np.ones(len(items), dtype=int)
             )
-        return self.encoder(prompts, vectors, Slot.ITEM_OUT)
+        return self.encoder(prompts, vectors, self._read(Slot.ITEM_OUT))
 
     def encode_items(self, items: torch.Tensor) -> torch.Tensor:
         """f_item(h_I) of items: (n,) item_index -> (n, dim); in training with `item_vector_dropout`."""
-        return self.item_head(self.item_states(items, self._draw_own(len(items))))
+        return self._item_vectors(self.item_states(items, self._draw_own(len(items))))
+
+    def _read(self, out_token: Slot) -> Slot | None:
+        return out_token if self.config.pooling == "out_token" else None
+
+    def _item_vectors(self, states: torch.Tensor) -> torch.Tensor:
+        vectors = self.item_head(states)
+        if not self.config.cosine:
+            return vectors
+        # The scale is in the items' vectors, so that scores are products of vectors here too.
+        return F.normalize(vectors, dim=-1) * self.logit_scale.clamp(max=math.log(LARGEST_SCALE)).exp()
+
+    def _user_vectors(self, states: torch.Tensor) -> torch.Tensor:
+        vectors = self.user_head(states)
+        return F.normalize(vectors, dim=-1) if self.config.cosine else vectors
 
     def _draw_own(self, count: int) -> torch.Tensor | None:
         """Which of so many items show their own vector; None: all."""
@@ -514,10 +544,11 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
 
         Without gradients: training encodes the items of a step only.
         """
-        state = self._state_of_inputs(), weight_versions(list(self.item_head.parameters()))
+        scale = [self.logit_scale] if self.config.cosine else []
+        state = self._state_of_inputs(), weight_versions([*self.item_head.parameters(), *scale])
         if self._table is None or self._table[0] != state:
             with torch.inference_mode(False), torch.no_grad():
-                self._table = state, F.pad(self.item_head(self.catalogue_states()[1:]), (0, 0, 1, 0))
+                self._table = state, F.pad(self._item_vectors(self.catalogue_states()[1:]), (0, 0, 1, 0))
         return self._table[1]
 
     def _state_of_inputs(self) -> tuple:
@@ -574,7 +605,7 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
         if self.config.user_vector:
             users = self.teacher_users(input_ids) if teacher_users is None else teacher_users
             vectors[Slot.USER_VECTOR] = SlotVectors(self.user_projector(users), np.ones(len(prompts), dtype=int))
-        return self.encoder(prompts, vectors, Slot.USER_OUT)
+        return self.encoder(prompts, vectors, self._read(Slot.USER_OUT))
 
     def encode_users(
         self,
@@ -583,7 +614,7 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
         teacher_users: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """f_user(h_U): (batch, length) item_index, left-padded -> (batch, dim); the last `history_length` items count."""
-        return self.user_head(self.user_states(input_ids, timestamps, teacher_users))
+        return self._user_vectors(self.user_states(input_ids, timestamps, teacher_users))
 
     def _shown_items(self, input_ids: torch.Tensor) -> list[list[int]]:
         """The items of each history that its prompt shows; refuses what is no history."""
@@ -604,7 +635,7 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
 
     def user_representations(self, input_ids: torch.Tensor, timestamps: torch.Tensor | None = None) -> torch.Tensor:
         """[`encode_users`] where the LLM is not trained: no prompt runs twice (see `remembered_user_states`)."""
-        return self.user_head(self.remembered_user_states(input_ids, timestamps))
+        return self._user_vectors(self.remembered_user_states(input_ids, timestamps))
 
     def remembered_user_states(self, input_ids: torch.Tensor, timestamps: torch.Tensor | None = None) -> torch.Tensor:
         """[`user_states`] without gradients: each distinct history is encoded once for each state of what reaches the LLM.
@@ -690,7 +721,7 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
         read_teacher = self.config.user_vector or objective.needs_teacher
         teacher_users = self.teacher_users(histories) if read_teacher and self.teacher is not None else None
         if self._heads_only:
-            users = self.user_head(self.remembered_user_states(histories, times))
+            users = self._user_vectors(self.remembered_user_states(histories, times))
             scores, column_of_target = self._score_catalogue(users, target, histories), target
         else:
             users = self.encode_users(histories, times, teacher_users)
@@ -734,7 +765,7 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
             .scatter(1, histories, True)
             .scatter(1, target.unsqueeze(1), False)
         )
-        return (users @ self.item_head(states).T).masked_fill(out, -torch.inf)
+        return (users @ self._item_vectors(states).T).masked_fill(out, -torch.inf)
 
     @torch.no_grad()
     def score(

@@ -2,20 +2,23 @@
 
 Every (data set, method, seed) is one run with the settings of `llm_srec.yaml` (a preset plus overrides): all that the method trains,
 then its heads alone (the same for every method), both selected on masked validation NDCG@10, and evaluated once on test: the whole
-catalogue without seen items, and 99 stored negatives per user. Runs of one seed share the CE-trained teacher, which is trained once
-and kept. A finished run is skipped and one that was interrupted goes on from its last checkpoint, so the command can be stopped and
-started again; it uses a GPU when there is one.
+catalogue without seen items, and 99 stored negatives per user; then its scores plus those of its teacher, with the weight that is best on
+validation, have records of their own. Runs of one seed share the CE-trained teacher, which is trained once and kept. A finished run is
+skipped and one that was interrupted goes on from its last checkpoint, so the command can be stopped and started again; it uses a GPU
+when there is one.
 
     python benchmarks/studies/llm_srec.py                                      # everything that is missing
     python benchmarks/studies/llm_srec.py --datasets ml-1m --methods teacher-ce llm-srec --seeds 0
     python benchmarks/studies/llm_srec.py --reduced --time-limit 540           # one seed, fewer users and steps; in parts of ten minutes
     python benchmarks/studies/llm_srec.py --reduced --methods longer-history lora   # what holds it back: one thing changed each
+    python benchmarks/studies/llm_srec.py --reduced --gains                    # for whom: rare and common targets against the teacher
     python -m hf_seqrec.evaluation.tables benchmarks/records/llm_srec/full docs/results-llm-srec.md
 
 The LLM is the packaged MiniLM unless `--llm` names another. The data come from $HF_SEQREC_DATA or ../shared/data beside the project.
 """
 
 import argparse
+import json
 import shutil
 import time
 from collections.abc import Iterable
@@ -27,11 +30,16 @@ import torch
 import transformers
 import yaml
 from backbones import HERE, data_folder, settings, tune
+from rich.console import Console
+from rich.table import Table
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_seqrec.data import Candidates, draw_candidates, leave_one_out, load_recommendation_data
-from hf_seqrec.evaluation import EvaluationRecord, Protocol, RankingEvaluator
+from hf_seqrec.data.files import atomic_path
+from hf_seqrec.evaluation import EvaluationRecord, Protocol, RankingEvaluator, ScoreSum, choose_score_sum
+from hf_seqrec.evaluation.diagnostics import ITEM_GROUPS, compare_by_popularity
+from hf_seqrec.evaluation.score_sum import WEIGHTS
 from hf_seqrec.modeling import LLMSRecForSequentialRecommendation, SASRecConfig, SASRecForSequentialRecommendation
 from hf_seqrec.presets import load_preset
 from hf_seqrec.scripts.demo import packaged_llm
@@ -204,6 +212,9 @@ def read_arguments(
         "--work", type=Path, default=HERE.parents[1] / "outputs" / "llm_srec", help="teachers, checkpoints"
     )
     parser.add_argument("--time-limit", type=float, default=float("inf"), help="seconds after which training stops")
+    parser.add_argument(
+        "--gains", action="store_true", help="show differences to the teacher by how rare the target is, train nothing"
+    )
     args = parser.parse_args()
     if not args.reduced and (factors := [method for method in args.methods if method in study["factors"]]):
         parser.error(f"{', '.join(factors)} are set against the settings of --reduced: add it.")
@@ -230,24 +241,27 @@ def main() -> None:
         validation = some_rows(split.validation, study["reduced"]["validation_users"] if args.reduced else None)
         rows = some_rows(split.test, study["reduced"]["test_users"] if args.reduced else None)
         records, work = args.records / kind / dataset, args.work / kind / dataset
+        if args.gains:
+            show_gains(records, data, split.train, args.records / "gains" / f"{kind}-{dataset}.json")
+            continue
         candidates = stored_candidates(records / "candidates-99.parquet", rows, data.catalogue.num_items)
         for seed in args.seeds or ([0] if args.reduced else [0, 1, 2]):
             for method in args.methods:
-                paths = {name: records / f"{method}-{seed}-{name}.json" for name in ("masked", "sampled99")}
+                paths = paths_of(records, method, seed)
                 if all(path.exists() for path in paths.values()):
                     continue
                 if time.monotonic() > deadline:
                     return print("time is over; start again to go on.")
                 common = (data, split, validation)
                 teacher_method = method if method.startswith("teacher") else TEACHER
-                model, notes = train_teacher(
+                teacher, notes = train_teacher(
                     study, dataset, teacher_method, *common, seed, work / f"{teacher_method}-{seed}", deadline, args.reduced
                 )  # fmt: skip
-                folder = work / f"{method}-{seed}"
+                model, folder = teacher, work / f"{method}-{seed}"
                 if notes is not None and method != teacher_method:
-                    teacher = None if method == "tallrec" else model
+                    shown = None if method == "tallrec" else teacher
                     model, notes = train_llm(
-                        study, dataset, method, *common, teacher, args.llm, seed, folder, deadline, args.reduced
+                        study, dataset, method, *common, shown, args.llm, seed, folder, deadline, args.reduced
                     )  # fmt: skip
                 if notes is None:
                     return print(f"{dataset} {method} seed {seed}: time is over; start again to go on.")
@@ -255,9 +269,60 @@ def main() -> None:
                     notes["reduced"] = (
                         f"{len(validation)} validation users, {len(rows)} test users, at most {notes['steps']} steps"
                     )
-                evaluate(model, data, rows, candidates, study["methods"][method]["name"], seed, notes, paths)
+                name = study["methods"][method]["name"]
+                if method != teacher_method:
+                    both, more = sum_with_teacher(teacher, model, split, validation, data.catalogue.num_items)
+                    evaluate(
+                        both, data, rows, candidates, f"SASRec (CE) + {name}", seed, notes | more,
+                        paths_of(records, f"{method}-with-teacher", seed),
+                    )  # fmt: skip
+                evaluate(model, data, rows, candidates, name, seed, notes, paths)
                 if method != teacher_method:
                     shutil.rmtree(folder)
+
+
+def paths_of(records: Path, method: str, seed: int) -> dict[str, Path]:
+    """The two records of a run."""
+    return {name: records / f"{method}-{seed}-{name}.json" for name in ("masked", "sampled99")}
+
+
+def show_gains(records: Path, data, train, output: Path) -> None:
+    """A table of every run against the CE teacher of its seed: all users, and by how often the target occurs in training."""
+    table = Table(
+        title=f"NDCG@10 on {data.name}, difference to {TEACHER} with its 95 % interval", title_justify="left"
+    )
+    table.add_column("model")
+    for name in ("all", *ITEM_GROUPS):
+        table.add_column(name, justify="right")
+    gains = {}
+    for path in sorted(records.glob("*-masked.json")):
+        method, seed, _ = path.stem.rsplit("-", 2)
+        teacher = records / f"{TEACHER}-{seed}-masked.json"
+        if method == TEACHER or not teacher.exists():
+            continue
+        record = EvaluationRecord.load(path)
+        groups = compare_by_popularity(EvaluationRecord.load(teacher), record, data, train)
+        gains[path.stem] = {"model": record.model, **{name: gain.to_dict() for name, gain in groups.items()}}
+        shown = (groups.get(name) for name in ("all", *ITEM_GROUPS))
+        table.add_row(
+            f"{record.model}, seed {seed}",
+            *(
+                "" if it is None else f"{it.second:.4f}\n{it.difference:+.4f}\n[{it.low:+.4f}, {it.high:+.4f}]"
+                for it in shown
+            ),
+        )
+    Console(width=150).print(table)
+    with atomic_path(output) as temporary:
+        temporary.write_text(json.dumps(gains, indent=1) + "\n")
+
+
+def sum_with_teacher(teacher, model, split, validation, num_items: int) -> tuple[ScoreSum, dict[str, Any]]:
+    """What a person would deploy: the teacher's scores plus the model's, and the note that says how they were weighed."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    known = np.bincount(split.train.item_index, minlength=num_items + 1) > 0
+    protocol = Protocol(part="validation", exclude_seen=True, cutoffs=(10,))
+    both = choose_score_sum(teacher.to(device), model.to(device), validation, num_items, protocol, known)
+    return both, {"sum": {"weight": both.weight, "tried": list(WEIGHTS)}}
 
 
 def evaluate(model, data, rows, candidates, name: str, seed: int, notes: dict, paths: dict[str, Path]) -> None:

@@ -239,6 +239,53 @@ def item_popularity_groups(train: Sequences, num_items: int, share: float = 0.35
 # Measuring ------------------------------------------------------------------------------------------------------------------
 
 
+def compare_by_popularity(
+    first: EvaluationRecord,
+    second: EvaluationRecord,
+    data: RecommendationData,
+    train: Sequences,
+    metric: str = "ndcg@10",
+    share: float = 0.35,
+) -> dict[str, Comparison]:
+    """Compare two records over all rows, and over those whose target is rare or common in training: for whom does the second win?
+
+    Args:
+        first: The record to compare with, with its rows.
+        second: The record that is hoped to be better.
+        data: The data set of both.
+        train: Its training sequences.
+        metric: Metric with cut-off.
+        share: See `item_popularity_groups`.
+
+    Returns:
+        A comparison for "all" and for each of `ITEM_GROUPS` that some target is in.
+
+    Raises:
+        ValueError: If the records are of other data, or cannot be compared.
+
+    Example:
+        >>> compare_by_popularity(sasrec, llm_srec, data, split.train)["cold"].difference  # doctest: +SKIP
+        0.0163
+    """
+    for record in (first, second):
+        if record.dataset_fingerprint != data.fingerprint:
+            raise ValueError(
+                f"The record of {record.model} is of {record.dataset} {record.dataset_fingerprint}, the data given are "
+                f"{data.name} {data.fingerprint}."
+            )
+    check_comparable(first, second)
+    rows = (first.loaded_rows(), second.loaded_rows())
+    group = item_popularity_groups(train, data.catalogue.num_items, share)[data.catalogue.to_index(rows[0]["item_id"])]
+    masks = {"all": group >= 0} | {name: group == code for code, name in enumerate(ITEM_GROUPS)}
+    return {
+        name: compare_records(
+            *(replace(one, rows=it.filter(mask)) for one, it in zip((first, second), rows, strict=True)), metric
+        )
+        for name, mask in masks.items()
+        if mask.any()
+    }
+
+
 class SequenceDiagnostics:
     """The experiments on one recommender and one part of a split; the original histories are evaluated once for all of them.
 

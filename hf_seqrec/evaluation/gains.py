@@ -130,7 +130,7 @@ def gain_by_activity(
         for runs in (base, other)
     ]
     lengths = base[0].history_lengths
-    users = base[0]._loaded_rows()["user_id"].to_numpy(zero_copy_only=False)
+    users = base[0].loaded_rows()["user_id"].to_numpy(zero_copy_only=False)
 
     def gain(rows: NDArray[np.bool_]) -> Gain:
         before, after = (values[rows] for values in scores)

@@ -146,7 +146,7 @@ class EvaluationRecord:
         Raises:
             ValueError: If the record was loaded without its rows.
         """
-        return self._loaded_rows()["rank"].to_numpy()
+        return self.loaded_rows()["rank"].to_numpy()
 
     @property
     def history_lengths(self) -> NDArray[np.int64]:
@@ -155,9 +155,14 @@ class EvaluationRecord:
         Raises:
             ValueError: If the record was loaded without its rows.
         """
-        return self._loaded_rows()["history_length"].to_numpy()
+        return self.loaded_rows()["history_length"].to_numpy()
 
-    def _loaded_rows(self) -> pa.Table:
+    def loaded_rows(self) -> pa.Table:
+        """The rows, one per evaluated row.
+
+        Raises:
+            ValueError: If the record was loaded without them.
+        """
         if self.rows is None:
             raise ValueError(f"The record of {self.model} was loaded without its rows; load it with `rows=True`.")
         return self.rows
@@ -177,7 +182,7 @@ class EvaluationRecord:
         path = Path(path)
         if path.suffix != ".json":
             raise ValueError(f"A record is a .json file, got {path.name!r}.")
-        rows = self._loaded_rows()
+        rows = self.loaded_rows()
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "rows"}
         values["protocol"] = self.protocol.to_dict()
         sidecar = path.with_name(f"{path.stem}.ranks.parquet")

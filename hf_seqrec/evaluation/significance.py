@@ -93,7 +93,7 @@ def compare_records(
         next(iter(ranking_scores(record.ranks, [cutoff], metrics=[name]).values())) for record in (first, second)
     ]
     # Rows of one user rise and fall together, so users are what is resampled and swapped.
-    _, user = np.unique(first._loaded_rows()["user_id"].to_numpy(zero_copy_only=False), return_inverse=True)
+    _, user = np.unique(first.loaded_rows()["user_id"].to_numpy(zero_copy_only=False), return_inverse=True)
     row_difference = values[1] - values[0]
     per_user = np.bincount(user, weights=row_difference).astype(np.float64)
     value, other = float(values[0].mean()), float(values[1].mean())
@@ -135,7 +135,7 @@ def check_comparable(first: EvaluationRecord, second: EvaluationRecord) -> None:
         raise ValueError(
             f"The records of {first.model} and {second.model} can not be compared, they differ in {listed}."
         )
-    rows = first._loaded_rows(), second._loaded_rows()
+    rows = first.loaded_rows(), second.loaded_rows()
     if len(rows[0]) != len(rows[1]):
         raise ValueError(f"The records hold {len(rows[0])} and {len(rows[1])} rows; evaluate both on the same users.")
     for column in ("user_id", "item_id", "history_length"):

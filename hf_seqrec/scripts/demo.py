@@ -15,7 +15,7 @@ import argparse
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ CUTOFFS = (1, 2, 5, 10, 20, 50)
 PROMPTS: dict[str, Any] = {"history_length": 4, "user_vector": True}
 DISTILLATION: dict[str, Any] = {"per_device_train_batch_size": 32}
 HEAD_EPOCHS = 40
-WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)  # of LLM-SRec's scores beside SASRec's
 VALIDATION_VIEWERS = 500
 
 
@@ -224,8 +223,10 @@ def _part_two(args: argparse.Namespace, folder: Path, world: _World, llm: str) -
     import numpy as np
     from transformers import set_seed
 
+    from hf_seqrec.evaluation import choose_score_sum
     from hf_seqrec.evaluation.diagnostic_plots import plot_groups
     from hf_seqrec.evaluation.diagnostics import SequenceDiagnostics
+    from hf_seqrec.evaluation.score_sum import WEIGHTS
     from hf_seqrec.hub import save_recommender
     from hf_seqrec.modeling import LLMSRecForSequentialRecommendation
     from hf_seqrec.presets import load_preset
@@ -272,7 +273,9 @@ def _part_two(args: argparse.Namespace, folder: Path, world: _World, llm: str) -
 
     with _step("7. With and without the language model, by how often the next film was watched in training"):
         watched = np.bincount(split.train.item_index, minlength=data.catalogue.num_items + 1)
-        both = _choose_sum(world.model, model, watched, validation, trainer.protocol())
+        both = choose_score_sum(
+            world.model, model, validation, data.catalogue.num_items, trainer.protocol(), known=watched > 0
+        )
         print(
             f"SASRec + LLM-SRec adds up the scores of both, each brought to mean 0 and deviation 1 over the films, LLM-SRec's times "
             f"{both.weight:g} (of {', '.join(f'{weight:g}' for weight in WEIGHTS)} the best on validation). Of a film that nobody watched "
@@ -290,7 +293,7 @@ def _part_two(args: argparse.Namespace, folder: Path, world: _World, llm: str) -
             group.save(folder / "records" / "popularity" / f"{stem}.json")
             if name != "SASRec":  # part one has saved it
                 records[name].save(folder / "records" / f"{stem}.json")
-        _print_gains(list(records.values()), split, data.catalogue.num_items)
+        _print_gains(list(records.values()), data, split.train)
         plot_groups(list(groups.values()), "ndcg@10", folder / "plots" / "ndcg-by-popularity.png")
         print(args.output_dir / "plots" / "ndcg-by-popularity.png")
 
@@ -312,69 +315,28 @@ def _part_two(args: argparse.Namespace, folder: Path, world: _World, llm: str) -
         ) + ".")  # fmt: skip
 
 
-def _choose_sum(teacher: Any, student: Any, watched: Any, validation: Any, protocol: Any) -> Any:
-    """The sum of the scores of both, with the weight that ranks the validation rows best."""
-    import torch
-
-    from hf_seqrec.evaluation import RankingEvaluator
-
-    class SumOfScores(torch.nn.Module):
-        """Scores of the teacher plus those of the student times `weight`, both standardised over the catalogue.
-
-        For an item that training never met, of which the teacher's score says nothing, the student's alone.
-        """
-
-        is_dot_product = False
-
-        def __init__(self, weight: float):
-            super().__init__()
-            self.teacher, self.student, self.weight, self.config = teacher, student, weight, student.config
-            self.known = torch.from_numpy(watched[1:] > 0)
-
-        def score(self, input_ids: torch.Tensor, candidates: torch.Tensor | None = None) -> torch.Tensor:
-            first, second = (one.score(input_ids)[:, 1:].float() for one in (self.teacher, self.student))
-            known = first[:, self.known]
-            first = (first - known.mean(1, True)) / known.std(1, keepdim=True)
-            second = (second - second.mean(1, True)) / second.std(1, keepdim=True)
-            scores = torch.where(self.known, first + self.weight * second, second)
-            scores = torch.cat([scores.new_full((len(scores), 1), -torch.inf), scores], 1)
-            return scores if candidates is None else scores.gather(1, candidates)
-
-    evaluator = RankingEvaluator(validation, num_items=len(watched) - 1, protocol=protocol)
-    with torch.no_grad():
-        values = {weight: evaluator(SumOfScores(weight).eval()).metrics["ndcg@10"] for weight in WEIGHTS}
-    return SumOfScores(max(values, key=lambda weight: values[weight])).eval()
-
-
-def _print_gains(records: list[Any], split: Any, num_items: int) -> None:
+def _print_gains(records: list[Any], data: Any, train: Any) -> None:
     """A table of the records: all rows and the groups of `seqrec diagnose --test cold`, with the paired difference of last and first."""
     from rich.console import Console
     from rich.table import Table
 
-    from hf_seqrec.evaluation import compare_records
-    from hf_seqrec.evaluation.diagnostics import ITEM_GROUPS, item_popularity_groups
+    from hf_seqrec.evaluation.diagnostics import compare_by_popularity
 
     first, last = records[0], records[-1]
-    group = item_popularity_groups(split.train, num_items)[split.test.target]
     table = Table(title=f"NDCG@10, {first.protocol.describe()}", title_justify="left")
     for column in ("next film", "viewers", *(record.model for record in records), "last - first, 95 % interval"):
         table.add_column(column, justify="left" if column == "next film" else "right", no_wrap=True)
-    relative = {}
-    for name, mask in [("all", group >= 0), *((name, group == code) for code, name in enumerate(ITEM_GROUPS))]:
-        if not mask.any():
-            continue
-        parts = [replace(record, rows=record.rows.filter(mask)) for record in records]
-        gains = [compare_records(parts[0], part, "ndcg@10") for part in parts[1:]]
-        relative[name] = gains[-1].relative_gain
+    gains = [compare_by_popularity(first, record, data, train) for record in records[1:]]
+    for name, gain in gains[-1].items():
         table.add_row(
-            name, f"{gains[0].num_users:,}", f"{gains[0].first:.4f}", *(f"{gain.second:.4f}" for gain in gains),
-            f"{gains[-1].difference:+.4f} [{gains[-1].low:+.4f}, {gains[-1].high:+.4f}]",
+            name, f"{gain.num_users:,}", f"{gain.first:.4f}", *(f"{one[name].second:.4f}" for one in gains),
+            f"{gain.difference:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]",
         )  # fmt: skip
     table.caption = "never seen: no viewing in training; cold, warm: the 35 % least and most watched of the others"
     table.caption_justify = "left"
     Console(width=max(110, Console().width)).print(table)
-    if relative["all"] is not None:
-        print(f"{last.model} relative to {first.model}, all viewers: {relative['all']:+.1%}.")
+    if (relative := gains[-1]["all"].relative_gain) is not None:
+        print(f"{last.model} relative to {first.model}, all viewers: {relative:+.1%}.")
 
 
 def _train(

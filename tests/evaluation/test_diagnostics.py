@@ -27,6 +27,7 @@ from hf_seqrec.evaluation.diagnostic_results import (
 from hf_seqrec.evaluation.diagnostics import (
     ITEM_GROUPS,
     SequenceDiagnostics,
+    compare_by_popularity,
     compare_shuffled_training,
     cross_domain,
     item_popularity_groups,
@@ -371,6 +372,25 @@ def test_a_group_has_the_metrics_of_an_evaluation_of_its_rows_alone(world):
     assert result.group("warm").metrics["ndcg@10"] > result.group("cold").metrics["ndcg@10"] == 0
     with pytest.raises(KeyError, match="no group 'lukewarm'"):
         result.group("lukewarm")
+
+
+def test_two_records_are_compared_for_rare_and_common_targets(world):
+    split = leave_one_out(world.sequences)
+    popular = PopularityForSequentialRecommendation.fit(split.train, 120)
+    similar = ItemItemForSequentialRecommendation.fit(split.train, 120)
+    first, second = (SequenceDiagnostics(one, world, split).record() for one in (popular, similar))
+    gains = compare_by_popularity(first, second, world, split.train)
+    code = item_popularity_groups(split.train, 120)[split.test.target]
+    present = [name for number, name in enumerate(ITEM_GROUPS) if (code == number).any()]
+    assert list(gains) == ["all", *present]
+    assert gains["all"] == compare_records(first, second)
+    for name in present:
+        rows = split.test.subset(code == ITEM_GROUPS.index(name))
+        for model, value in ((popular, gains[name].first), (similar, gains[name].second)):
+            assert value == pytest.approx(RankingEvaluator(rows, 120, Protocol())(model).metrics["ndcg@10"])
+        assert gains[name].num_users == len(rows)
+    with pytest.raises(ValueError, match="the data given are toy"):
+        compare_by_popularity(first, second, make_data(split.train, 120), split.train)
 
 
 def test_a_group_without_rows_is_shown_as_empty(circle):

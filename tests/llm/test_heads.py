@@ -1,5 +1,7 @@
 """Training the heads alone, and items that training never met."""
 
+import math
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -18,7 +20,7 @@ from hf_seqrec.trainers.distillation import (
 )
 
 
-HEADS = ("user_head.", "item_head.", "teacher_head.")
+HEADS = ("user_head.", "item_head.", "teacher_head.", "logit_scale")
 HISTORIES = torch.tensor([[0, 1, 2], [3, 4, 5]])
 LABELS = torch.tensor([[-100, -100, 4], [-100, -100, 9]])
 
@@ -41,7 +43,15 @@ def weights(model):
     return {name: value.detach().clone() for name, value in model.named_parameters()}
 
 
-@pytest.mark.parametrize("options", [{}, {"lora": {"r": 2, "target_modules": "all-linear"}}, {"user_vector": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"lora": {"r": 2, "target_modules": "all-linear"}},
+        {"user_vector": True},
+        {"pooling": "mean", "cosine": True},
+    ],
+)
 def test_only_the_heads_move_and_each_prompt_runs_once(make, split, tmp_path, options):
     model, _ = make("bert", **options)
     before = weights(model)
@@ -92,6 +102,16 @@ def test_scores_follow_the_heads_without_running_a_prompt(make):
         model.item_out.data.copy_(model.user_out)
     assert not torch.allclose(model.score(HISTORIES)[:, 1:], 2 * first[:, 1:])
     assert model.encoder.tokens_seen > seen
+
+
+def test_scores_follow_the_scale_without_running_a_prompt(make):
+    model, _ = make("bert", cosine=True)
+    first = model.score(HISTORIES)
+    seen = model.encoder.tokens_seen
+    with torch.no_grad():
+        model.logit_scale.data.sub_(math.log(2))
+    torch.testing.assert_close(model.score(HISTORIES)[:, 1:], first[:, 1:] / 2)
+    assert model.encoder.tokens_seen == seen
 
 
 def test_a_resumed_head_training_ends_at_the_same_weights(make, split, tmp_path):

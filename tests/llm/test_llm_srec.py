@@ -14,6 +14,7 @@ from hf_seqrec.hub import save_recommender
 from hf_seqrec.modeling import SASRecConfig, SASRecForSequentialRecommendation
 from hf_seqrec.modeling.llm_processing import LLMSequentialRecommendationProcessor
 from hf_seqrec.modeling.llm_srec import LLMSRecConfig, LLMSRecForSequentialRecommendation
+from hf_seqrec.modeling.prompting import Slot
 from hf_seqrec.modeling.teacher import teacher_fingerprint
 
 
@@ -28,6 +29,7 @@ BASELINES = {
     "llara": {"distilled": False, "lora": LORA},
     "collm": {"distilled": False, "user_vector": True, "lora": LORA},
     "a_llmrec": {"distilled": False, "user_vector": True, "item_vectors": "aligned", "latent_size": 4},
+    "mean_and_cosine": {"pooling": "mean", "cosine": True},
 }
 
 
@@ -148,6 +150,39 @@ def test_several_labels_of_a_row_are_the_prefixes_of_it(make):
     one = model(torch.tensor([[0, 3]]), labels=torch.tensor([[-100, 4]])[:, :2], negatives=torch.tensor([[[2]]]))
     two = model(torch.tensor([[3, 4]]), labels=torch.tensor([[-100, 8]]), negatives=torch.tensor([[[1]]]))
     torch.testing.assert_close(together.user_embeddings, torch.cat([one.user_embeddings, two.user_embeddings]))
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5", "bert"])
+def test_pooling_reads_the_mean_of_all_states(make, kind):
+    model, _ = make(kind, item_vectors="none", distilled=False, teacher=None, pooling="mean")
+    states = model.item_states(torch.tensor([3, 7]))
+    for number, title in enumerate(model._title_rows(torch.tensor([3, 7]))):
+        prompt = torch.from_numpy(model.program.item_prompt(title)).long()
+        table = model.encoder.llm.get_input_embeddings()
+        embeds = torch.where((prompt == int(Slot.ITEM_OUT)).unsqueeze(1), model.item_out, table(prompt.clamp(min=0)))
+        llm = model.encoder.llm
+        hidden = (llm.encoder if kind == "t5" and hasattr(llm, "decoder") else llm)(
+            inputs_embeds=embeds[None], attention_mask=torch.ones(1, len(prompt))
+        ).last_hidden_state[0]
+        torch.testing.assert_close(states[number], hidden.mean(0), atol=1e-5, rtol=1e-5)
+
+
+def test_cosine_scores_are_cosines_times_a_bounded_scale(make):
+    model, _ = make("bert", cosine=True)
+    users = model.user_head(model.user_states(IDS))
+    items = model.item_head(model.item_states(torch.arange(1, 13)))
+    cosine = torch.nn.functional.cosine_similarity(users.unsqueeze(1), items.unsqueeze(0), dim=-1)
+    torch.testing.assert_close(model.score(IDS)[:, 1:], cosine / 0.07)
+    with torch.no_grad():
+        model.logit_scale.fill_(50.0)
+    torch.testing.assert_close(model.score(IDS)[:, 1:], cosine * 100.0, atol=1e-4, rtol=1e-5)
+
+
+def test_an_unknown_pooling_is_refused():
+    with pytest.raises(
+        StrictDataclassClassValidationError, match="`pooling` must be one of out_token, mean, got 'cls'"
+    ):
+        LLMSRecConfig(num_items=3, pooling="cls", teacher_config={})
 
 
 def test_the_item_table_is_encoded_once_per_weight_version(make, tmp_path):
