@@ -29,6 +29,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 import yaml
@@ -40,7 +41,7 @@ from transformers.trainer_utils import get_last_checkpoint
 import hf_seqrec.modeling as models
 from hf_seqrec.data import leave_one_out, load_recommendation_data
 from hf_seqrec.data.files import atomic_folder, atomic_path
-from hf_seqrec.evaluation import EvaluationRecord, Protocol, RankingEvaluator
+from hf_seqrec.evaluation import EvaluationRecord, Protocol, RankingEvaluator, choose_score_sum
 from hf_seqrec.evaluation.gains import gain_by_activity, gains_table, plot_gains
 from hf_seqrec.item_vectors import ItemVectors, load_item_vectors
 from hf_seqrec.modeling import E4SRecForSequentialRecommendation, LLMSeqSimForSequentialRecommendation, P2RecModel
@@ -123,7 +124,12 @@ class Study:
 
     def name(self, method: str) -> str:
         """The method as tables call it."""
-        special = {"llm2bert4rec": "LLM2BERT4Rec", "llmseqsim": "LLMSeqSim", "e4srec": "E4SRec"}
+        special = {
+            "llm2bert4rec": "LLM2BERT4Rec",
+            "llmseqsim": "LLMSeqSim",
+            "e4srec": "E4SRec",
+            "score-sum": "SASRec + LLMSeqSim, sum of scores",
+        }
         if method in special:
             return special[method]
         backbone, variant = method.split("+")
@@ -133,7 +139,7 @@ class Study:
 
     def best(self, method: str, seed: int) -> tuple[Any, dict[str, Any]]:
         """The model of the trial that is best on validation; at other seeds than the first only that trial is trained."""
-        family = method if method in ("e4srec", "llmseqsim") else None
+        family = method if method in ("e4srec", "llmseqsim", "score-sum") else None
         trials = (self.study[family] if family else self.study)["trials"]
         trials = trials[: self.args.trials or (self.reduced["trials"] if self.reduced else None)]
         chosen = self.aside / "tuning" / f"{method}.json"
@@ -167,6 +173,8 @@ class Study:
             return transformers.AutoModel.from_pretrained(folder / "trained").eval(), notes
         if method == "llmseqsim":
             return self.likeness(trial)
+        if method == "score-sum":
+            return self.score_sum(seed)
         model, trainer_args, notes = (self.e4srec if method == "e4srec" else self.backbone)(
             method, seed, trial, folder
         )
@@ -232,17 +240,31 @@ class Study:
             "llm": Path(self.args.llm).name,
         }
 
+    def score_sum(self, seed: int) -> tuple[Any, dict[str, Any]]:
+        """The tuned SASRec of this seed and LLMSeqSim added up: what text gives without any training; its weight is its trial."""
+        first, (second, notes) = self.teacher_model(seed), self.likeness(self.study["llmseqsim"]["trials"][0])
+        num_items = self.data.catalogue.num_items
+        known = np.bincount(self.split.train.item_index, minlength=num_items + 1) > 0
+        protocol = Protocol(part="validation", candidates="full", exclude_seen=True, cutoffs=(10,))
+        both = choose_score_sum(first, second, self.validation, num_items, protocol, known)
+        result = RankingEvaluator(self.validation, num_items, protocol)(both)
+        return both, notes | {"validation_ndcg@10": result.metrics["ndcg@10"], "weight": both.weight}
+
     def teacher(self, seed: int) -> torch.Tensor:
         """Item table of the tuned SASRec of this seed."""
+        with torch.no_grad():
+            table = self.teacher_model(seed).item_representations().detach().float()
+        table[0] = 0
+        return table
+
+    def teacher_model(self, seed: int) -> Any:
+        """The tuned SASRec of this seed."""
         best = self.work / f"{TEACHER}-{seed}" / "best"
         if not best.is_dir():
             for rule in ("masked", "unmasked"):  # the record alone does not hold the model: train it again
                 (self.records / f"{TEACHER}-{seed}-{rule}.json").unlink(missing_ok=True)
             self.run(TEACHER, seed)
-        with torch.no_grad():
-            table = transformers.AutoModel.from_pretrained(best).item_representations().detach().float()
-        table[0] = 0
-        return table
+        return transformers.AutoModel.from_pretrained(best).eval()
 
     def vectors(self, kind: str, seed: int) -> ItemVectors:
         """Item vectors by kind: made when they are not there yet; a `k16` is enhanced with another number of groups."""
