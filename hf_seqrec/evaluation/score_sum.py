@@ -13,14 +13,14 @@ from .evaluator import RankingEvaluator
 from .protocol import Protocol
 
 
-WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
+WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0)
 
 
 class ScoreSum(nn.Module):
     """Scores of a first recommender plus `weight` times those of a second, each brought to mean 0 and deviation 1 over the catalogue.
 
     Meant for a backbone and a model around a language model, which know different things. Of an item that the first never met in
-    training its score says nothing; such an item has the second's score alone.
+    training its score says nothing; such an item has the second's score alone, stretched to the deviation of the sums.
 
     Args:
         first: A recommender; `first.score(input_ids)` gives (batch, num_items + 1).
@@ -75,7 +75,10 @@ class ScoreSum(nn.Module):
             raise ValueError(f"Both recommenders and `known` must be of one catalogue, got {sizes} items.")
         # Items that the first does not know would only blur its mean and deviation.
         total = _standardised(first, self.known) + self.weight * (second := _standardised(second))
-        total = total if self.known is None else torch.where(self.known, total, second)
+        if (
+            self.known is not None
+        ):  # sums spread more than one score, so items without a sum would never be among the best
+            total = torch.where(self.known, total, second * total[:, self.known].std(1, keepdim=True))
         total = torch.cat([total.new_full((len(total), 1), -torch.inf), total], 1)
         return total if candidates is None else total.gather(1, candidates)
 

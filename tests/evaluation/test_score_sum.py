@@ -55,11 +55,12 @@ def test_scores_are_standardised_and_summed():
     assert total.score(IDS, torch.tensor([[3, 1], [2, 3]])).tolist() == [[1.0, -0.5], [-0.5, 1.0]]
 
 
-def test_an_item_that_the_first_never_met_has_the_score_of_the_second_alone():
+def test_an_item_that_the_first_never_met_has_the_score_of_the_second_on_the_scale_of_the_sums():
     known = np.array([False, True, True, False])
-    scores = ScoreSum(Fixed([1.0, 3.0, 1000.0]), Fixed([40.0, 20.0, 30.0]), 0.5, known).score(IDS)[0]
+    scores = ScoreSum(Fixed([1.0, 3.0, 1000.0]), Fixed([30.0, 20.0, 40.0]), 0.5, known).score(IDS)[0]
     root = 0.5**0.5  # of 1 and 3 the mean is 2 and the deviation the root of 2
-    torch.testing.assert_close(scores[1:], torch.tensor([-root + 0.5, root - 0.5, 0.0]))
+    sums = [-root, root - 0.5]
+    torch.testing.assert_close(scores[1:], torch.tensor([*sums, 1.0 * (sums[1] - sums[0]) / 2**0.5]))
 
 
 def test_times_go_to_the_one_that_reads_them():
