@@ -5,16 +5,12 @@ import io
 import re
 from importlib.util import find_spec
 
-import numpy as np
-import pyarrow as pa
 import pytest
-import torch
 from tiny_llms import build_llm
 
 from hf_seqrec.cli import main
-from hf_seqrec.data import Sequences, leave_one_out, load_recommendation_data
-from hf_seqrec.data.splits import EvaluationSet
-from hf_seqrec.evaluation import EvaluationRecord, Protocol, compare_records
+from hf_seqrec.data import leave_one_out, load_recommendation_data
+from hf_seqrec.evaluation import EvaluationRecord, compare_records
 from hf_seqrec.evaluation.diagnostic_results import GroupDiagnostic
 from hf_seqrec.hub import missing_files
 from hf_seqrec.scripts import demo as script
@@ -108,31 +104,6 @@ def test_the_printed_gains_are_those_of_the_records(demo):
         for group in same:
             assert not group.num_rows or f"{group.metrics['ndcg@10']:.4f}" in rows[group.name]
     assert groups[0].group("never seen").num_rows == never_seen > 0
-
-
-def test_the_sum_of_scores_takes_the_student_s_alone_for_films_that_nobody_watched():
-    class Fixed(torch.nn.Module):
-        config = None
-
-        def __init__(self, scores):
-            super().__init__()
-            self.scores = torch.tensor([[-torch.inf, *scores]])
-
-        def score(self, input_ids, candidates=None):
-            return self.scores.expand(len(input_ids), -1)
-
-    sequences = Sequences(np.array([1, 2, 3, 4]), np.array([0, 4]), None, pa.array(["ann"]))
-    rows = EvaluationSet(sequences, np.array([0]), np.array([0]), np.array([3]), np.array([4]))
-    teacher, student = Fixed([3.0, 1.0, -1.0, 1.0, *[-9.0] * 6]), Fixed([0.0, 0.0, 0.0, 1.0, *[0.0] * 6])
-    watched = np.array([0, 5, 2, 1, 3, *[0] * 6])
-    both = script._choose_sum(
-        teacher, student, watched, rows, Protocol(part="validation", exclude_seen=False, cutoffs=(10,))
-    )
-    assert both.weight == 0.5  # the smallest of the list that puts film 4 before film 1
-    student_part = (student.scores[0, 1:] - 0.1) / student.scores[0, 1:].std()
-    teacher_part = torch.tensor([2.0, 0.0, -2.0, 0.0]) / torch.tensor([3.0, 1.0, -1.0, 1.0]).std()
-    expected = torch.cat([teacher_part + 0.5 * student_part[:4], student_part[4:]])
-    torch.testing.assert_close(both.score(torch.tensor([[1]]))[0, 1:], expected)
 
 
 def test_the_demo_does_not_replace_a_folder_unasked(demo, capsys):
