@@ -10,7 +10,8 @@ vector of an item that the teacher never trained on is the mean of those it did,
 items' vectors are now and then replaced by it, so that titles count (`item_vector_dropout`). (7) As an option the heads go on
 training alone (`train_heads_only`): the LLM's states are then computed once, and the whole catalogue is candidates. (8) As options
 a prompt is read as the mean of its states, which is what most text encoders were trained for, and not at its out-token (`pooling`);
-and scores are cosines times a learned scale (`cosine`).
+scores are cosines times a learned scale (`cosine`); f_item starts as a copy of f_user, so that an untrained model ranks by how alike
+the states are (`alike_heads`); the heads drop inputs out (`head_dropout`).
 Inputs: `input_ids` (batch, length) item_index, left-padded with 0; `timestamps` (batch, length) Unix seconds when prompts show
 dates; `labels` (batch, length), -100 ignored; `negatives` (batch, length or 1, n) item_index.
 Trains with: `DistillationTrainer`, on the last position of a row or on every prefix.
@@ -63,6 +64,8 @@ class LLMSRecConfig(SequentialRecommenderConfig):
         head_act: Activation of f_I, f_user and f_item (f_CF-user has GELU).
         pooling: What is read of a prompt: the last state at its `out_token`, as in the paper, or the `mean` over all its tokens.
         cosine: Scores are the cosine of both vectors times a scale that is learned, at most 100, and not their product.
+        alike_heads: f_item starts with the weights of f_user; both are trained apart.
+        head_dropout: Dropout of the states that enter f_user and f_item.
         item_vectors: What stands in the item slot of prompts: `none` (no slot), `teacher` (f_I of the teacher's item vector), or
             `aligned` (f_I of the latent of A-LLMRec's stage-1 encoder).
         item_vector_dropout: Share of items whose prompt, in training, holds the vector of an unknown item instead of its own.
@@ -92,6 +95,8 @@ class LLMSRecConfig(SequentialRecommenderConfig):
     head_act: str = "leaky_relu"
     pooling: str = "out_token"
     cosine: bool = False
+    alike_heads: bool = False
+    head_dropout: float = 0.0
     item_vectors: str = "teacher"
     item_vector_dropout: float = 0.0
     latent_size: int = 128
@@ -124,6 +129,8 @@ class LLMSRecConfig(SequentialRecommenderConfig):
             raise ValueError(f"`item_vector_dropout` is a share in [0, 1], got {self.item_vector_dropout}.")
         if self.pooling not in POOLINGS:
             raise ValueError(f"`pooling` must be one of {', '.join(POOLINGS)}, got {self.pooling!r}.")
+        if not 0 <= self.head_dropout < 1:
+            raise ValueError(f"`head_dropout` is a share in [0, 1), got {self.head_dropout}.")
         if self.head_act not in ACT2FN:
             raise ValueError(f"unknown `head_act` {self.head_act!r}.")
         if self.teacher_config is None and self.needs_teacher:
@@ -236,6 +243,8 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
         self._titles: tuple[Any, np.ndarray, np.ndarray] | None = None
         self._teacher_table: tuple[Any, torch.Tensor] | None = None
         self.post_init()
+        if config.alike_heads:
+            self.item_head.load_state_dict(self.user_head.state_dict())
         # After `post_init`, so that no initialisation reaches what is trained already.
         self.encoder = PromptEncoder(llm, config.token_budget, config.share_prefix)
         self.teacher = None if teacher is None else freeze_teacher(teacher)
@@ -502,14 +511,17 @@ class LLMSRecForSequentialRecommendation(LLMRecommender):
         return out_token if self.config.pooling == "out_token" else None
 
     def _item_vectors(self, states: torch.Tensor) -> torch.Tensor:
-        vectors = self.item_head(states)
+        vectors = self.item_head(self._dropped(states))
         if not self.config.cosine:
             return vectors
         # The scale is in the items' vectors, so that scores are products of vectors here too.
         return F.normalize(vectors, dim=-1) * self.logit_scale.clamp(max=math.log(LARGEST_SCALE)).exp()
 
+    def _dropped(self, states: torch.Tensor) -> torch.Tensor:
+        return F.dropout(states, self.config.head_dropout, self.training)
+
     def _user_vectors(self, states: torch.Tensor) -> torch.Tensor:
-        vectors = self.user_head(states)
+        vectors = self.user_head(self._dropped(states))
         return F.normalize(vectors, dim=-1) if self.config.cosine else vectors
 
     def _draw_own(self, count: int) -> torch.Tensor | None:

@@ -29,7 +29,7 @@ BASELINES = {
     "llara": {"distilled": False, "lora": LORA},
     "collm": {"distilled": False, "user_vector": True, "lora": LORA},
     "a_llmrec": {"distilled": False, "user_vector": True, "item_vectors": "aligned", "latent_size": 4},
-    "mean_and_cosine": {"pooling": "mean", "cosine": True},
+    "mean_and_cosine": {"pooling": "mean", "cosine": True, "alike_heads": True},
 }
 
 
@@ -176,6 +176,30 @@ def test_cosine_scores_are_cosines_times_a_bounded_scale(make):
     with torch.no_grad():
         model.logit_scale.fill_(50.0)
     torch.testing.assert_close(model.score(IDS)[:, 1:], cosine * 100.0, atol=1e-4, rtol=1e-5)
+
+
+def test_heads_that_start_alike_rank_by_the_likeness_of_states(make):
+    model, _ = make("bert", alike_heads=True, cosine=True)
+    assert all(
+        torch.equal(*pair) for pair in zip(model.user_head.parameters(), model.item_head.parameters(), strict=True)
+    )
+    assert model.user_head[0].weight.data_ptr() != model.item_head[0].weight.data_ptr()
+    states = torch.randn(5, 16)
+    torch.testing.assert_close(model.user_head(states), model.item_head(states))
+    apart, _ = make("bert")
+    assert not torch.equal(apart.user_head[0].weight, apart.item_head[0].weight)
+
+
+def test_head_dropout_acts_in_training_alone(make):
+    model, _ = make("bert", head_dropout=0.5)
+    model.train_heads_only()
+    model.train()
+    first, second = (model.encode_users(IDS) for _ in range(2))
+    assert not torch.equal(first, second)
+    model.eval()
+    torch.testing.assert_close(model.encode_users(IDS), model.user_head(model.user_states(IDS)))
+    with pytest.raises(StrictDataclassClassValidationError, match=r"`head_dropout` is a share in \[0, 1\), got 1.0"):
+        LLMSRecConfig(num_items=3, head_dropout=1.0, teacher_config={})
 
 
 def test_an_unknown_pooling_is_refused():
