@@ -259,7 +259,7 @@ def main() -> None:
                 )  # fmt: skip
                 model, folder = teacher, work / f"{method}-{seed}"
                 if notes is not None and method != teacher_method:
-                    shown = None if method == "tallrec" else teacher
+                    shown = None if study["methods"][method]["preset"] == "tallrec" else teacher
                     model, notes = train_llm(
                         study, dataset, method, *common, shown, args.llm, seed, folder, deadline, args.reduced
                     )  # fmt: skip
