@@ -12,8 +12,8 @@ PRESETS = {name: vars(load_preset("llm_srec", name)) for name in list_presets("l
 PROMPT = {"style", "dates", "history_length", "max_title_tokens"}
 
 
-def test_the_paper_its_code_our_default_and_the_four_baselines_are_there():
-    assert set(PRESETS) == {"paper", "paper-code", "default", "tallrec", "llara", "collm", "a_llmrec"}
+def test_the_paper_its_code_ours_and_the_four_baselines_are_there():
+    assert set(PRESETS) == {"paper", "paper-code", "default", "text-encoder", "tallrec", "llara", "collm", "a_llmrec"}
     assert all(len(preset["source"]) > 10 for preset in PRESETS.values())
 
 
@@ -53,6 +53,7 @@ def test_the_baselines_differ_by_their_switches():
         "paper": ("teacher", False, False, "mse"),
         "paper-code": ("teacher", False, False, "mse"),
         "default": ("teacher", False, False, "mse"),
+        "text-encoder": ("teacher", True, False, "mse"),
         "tallrec": ("none", False, True, "none"),
         "llara": ("teacher", False, True, "none"),
         "collm": ("teacher", True, True, "none"),
