@@ -274,13 +274,11 @@ def compare_by_popularity(
                 f"{data.name} {data.fingerprint}."
             )
     check_comparable(first, second)
-    rows = (first.loaded_rows(), second.loaded_rows())
-    group = item_popularity_groups(train, data.catalogue.num_items, share)[data.catalogue.to_index(rows[0]["item_id"])]
+    rows, other = first.loaded_rows(), second.loaded_rows()
+    group = item_popularity_groups(train, data.catalogue.num_items, share)[data.catalogue.to_index(rows["item_id"])]
     masks = {"all": group >= 0} | {name: group == code for code, name in enumerate(ITEM_GROUPS)}
     return {
-        name: compare_records(
-            *(replace(one, rows=it.filter(mask)) for one, it in zip((first, second), rows, strict=True)), metric
-        )
+        name: compare_records(replace(first, rows=rows.filter(mask)), replace(second, rows=other.filter(mask)), metric)
         for name, mask in masks.items()
         if mask.any()
     }

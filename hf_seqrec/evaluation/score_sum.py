@@ -39,6 +39,7 @@ class ScoreSum(nn.Module):
     """
 
     is_dot_product = False
+    known: torch.Tensor | None
 
     def __init__(self, first: nn.Module, second: nn.Module, weight: float, known: ArrayLike | None = None) -> None:
         super().__init__()
