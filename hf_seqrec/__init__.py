@@ -23,14 +23,15 @@ _MODULE_OF = {
         "LLMSRecForSequentialRecommendation LLMSeqSimConfig LLMSeqSimForSequentialRecommendation "
         "LLMSequentialRecommendationProcessor LightSANsConfig LightSANsForSequentialRecommendation NextItNetConfig "
         "NextItNetForSequentialRecommendation P2RecConfig P2RecModel PopularityConfig PopularityForSequentialRecommendation "
-        "SASRecConfig SASRecForSequentialRecommendation SeRALMConfig SeRALMForSequentialRecommendation",
+        "SASRecConfig SASRecForSequentialRecommendation ScoreSumConfig ScoreSumForSequentialRecommendation SeRALMConfig "
+        "SeRALMForSequentialRecommendation",
         "hf_seqrec.knowledge": "generate_knowledge load_knowledge",
         "hf_seqrec.modeling.processing": "SequentialRecommendationProcessor",
         "hf_seqrec.pipelines": "SequentialRecommendationPipeline pipeline",
         "hf_seqrec.presets": "load_preset",
         "hf_seqrec.trainers": "AlignmentConfig AlignmentTrainer DistillationTrainer DistillationTrainingArguments NextItemTrainer "
         "NextItemTrainingArguments PreferenceTrainer PreferenceTrainingArguments PromptTuningTrainer PromptTuningTrainingArguments "
-        "SeqRecTrainer SeqRecTrainingArguments SoftPromptTrainer SoftPromptTrainingArguments",
+        "SeqRecTrainer SeqRecTrainingArguments SoftPromptTrainer SoftPromptTrainingArguments choose_score_sum",
     }.items()
     for name in names.split()
 }

@@ -30,6 +30,7 @@ from .nextitnet import NextItNetConfig, NextItNetForSequentialRecommendation, Ne
 from .p2rec import P2RecConfig, P2RecModel
 from .popularity import PopularityConfig, PopularityForSequentialRecommendation, PopularityModel
 from .sasrec import SASRecConfig, SASRecForSequentialRecommendation, SASRecModel
+from .score_sum import ScoreSumConfig, ScoreSumForSequentialRecommendation
 from .seralm import SeRALMConfig, SeRALMForSequentialRecommendation
 
 
@@ -81,6 +82,8 @@ __all__ = [
     "SASRecForSequentialRecommendation",
     "SASRecModel",
     "SampledCrossEntropyLoss",
+    "ScoreSumConfig",
+    "ScoreSumForSequentialRecommendation",
     "SeRALMConfig",
     "SeRALMForSequentialRecommendation",
     "SequenceModel",

@@ -12,6 +12,7 @@ from .distillation import DistillationTrainer, DistillationTrainingArguments
 from .next_item import NextItemTrainer, NextItemTrainingArguments
 from .preference import PreferenceTrainer, PreferenceTrainingArguments
 from .prompt_tuning import PromptTuningTrainer, PromptTuningTrainingArguments
+from .score_sum import choose_score_sum
 from .seralm_warmup import KnowledgeWarmupTrainer, KnowledgeWarmupTrainingArguments
 from .soft_prompt import SoftPromptTrainer, SoftPromptTrainingArguments
 
@@ -50,4 +51,5 @@ __all__ = [
     "SoftPromptTrainer",
     "SoftPromptTrainingArguments",
     "align_items_with_texts",
+    "choose_score_sum",
 ]

@@ -37,10 +37,14 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hf_seqrec.data import Candidates, draw_candidates, leave_one_out, load_recommendation_data
 from hf_seqrec.data.files import atomic_path
-from hf_seqrec.evaluation import EvaluationRecord, Protocol, RankingEvaluator, ScoreSum, choose_score_sum
+from hf_seqrec.evaluation import EvaluationRecord, Protocol, RankingEvaluator
 from hf_seqrec.evaluation.diagnostics import ITEM_GROUPS, compare_by_popularity
-from hf_seqrec.evaluation.score_sum import WEIGHTS
-from hf_seqrec.modeling import LLMSRecForSequentialRecommendation, SASRecConfig, SASRecForSequentialRecommendation
+from hf_seqrec.modeling import (
+    LLMSRecForSequentialRecommendation,
+    SASRecConfig,
+    SASRecForSequentialRecommendation,
+    ScoreSumForSequentialRecommendation,
+)
 from hf_seqrec.presets import load_preset
 from hf_seqrec.scripts.demo import packaged_llm
 from hf_seqrec.trainers import (
@@ -48,6 +52,7 @@ from hf_seqrec.trainers import (
     DistillationTrainingArguments,
     NextItemTrainer,
     NextItemTrainingArguments,
+    choose_score_sum,
 )
 from hf_seqrec.trainers.a_llmrec import train_aligned_items
 from hf_seqrec.trainers.distillation import heads_arguments
@@ -316,13 +321,16 @@ def show_gains(records: Path, data, train, output: Path) -> None:
         temporary.write_text(json.dumps(gains, indent=1) + "\n")
 
 
-def sum_with_teacher(teacher, model, split, validation, num_items: int) -> tuple[ScoreSum, dict[str, Any]]:
+def sum_with_teacher(
+    teacher, model, split, validation, num_items: int
+) -> tuple[ScoreSumForSequentialRecommendation, dict[str, Any]]:
     """What a person would deploy: the teacher's scores plus the model's, and the note that says how they were weighed."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     known = np.bincount(split.train.item_index, minlength=num_items + 1) > 0
     protocol = Protocol(part="validation", exclude_seen=True, cutoffs=(10,))
-    both = choose_score_sum(teacher.to(device), model.to(device), validation, num_items, protocol, known)
-    return both, {"sum": {"weight": both.weight, "tried": list(WEIGHTS)}}
+    both, values = choose_score_sum(teacher.to(device), model.to(device), validation, protocol, known)
+    best = both.config.weight
+    return both, {"sum": {"weight": best, "tried": list(values), "validation_ndcg@10": values[best]}}
 
 
 def evaluate(model, data, rows, candidates, name: str, seed: int, notes: dict, paths: dict[str, Path]) -> None:

@@ -41,7 +41,7 @@ from transformers.trainer_utils import get_last_checkpoint
 import hf_seqrec.modeling as models
 from hf_seqrec.data import leave_one_out, load_recommendation_data
 from hf_seqrec.data.files import atomic_folder, atomic_path
-from hf_seqrec.evaluation import EvaluationRecord, Protocol, RankingEvaluator, choose_score_sum
+from hf_seqrec.evaluation import EvaluationRecord, Protocol, RankingEvaluator
 from hf_seqrec.evaluation.gains import gain_by_activity, gains_table, plot_gains
 from hf_seqrec.item_vectors import ItemVectors, load_item_vectors
 from hf_seqrec.modeling import E4SRecForSequentialRecommendation, LLMSeqSimForSequentialRecommendation, P2RecModel
@@ -61,6 +61,7 @@ from hf_seqrec.trainers import (
     NextItemTrainingArguments,
     PreferenceTrainer,
     PreferenceTrainingArguments,
+    choose_score_sum,
 )
 
 
@@ -246,9 +247,9 @@ class Study:
         num_items = self.data.catalogue.num_items
         known = np.bincount(self.split.train.item_index, minlength=num_items + 1) > 0
         protocol = Protocol(part="validation", candidates="full", exclude_seen=True, cutoffs=(10,))
-        both = choose_score_sum(first, second, self.validation, num_items, protocol, known)
-        result = RankingEvaluator(self.validation, num_items, protocol)(both)
-        return both, notes | {"validation_ndcg@10": result.metrics["ndcg@10"], "weight": both.weight}
+        both, values = choose_score_sum(first, second, self.validation, protocol, known)
+        best = both.config.weight
+        return both, notes | {"validation_ndcg@10": values[best], "weight": best, "tried": list(values)}
 
     def teacher(self, seed: int) -> torch.Tensor:
         """Item table of the tuned SASRec of this seed."""

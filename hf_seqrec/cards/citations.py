@@ -187,5 +187,8 @@ METHODS: dict[str, Method] = {
   year = {2023}
 }""",
     ),
+    "hf_seqrec_score_sum": Method(
+        "Sum of scores", "the standardised scores of two recommenders, added up with a weight chosen on validation"
+    ),
     "hf_seqrec_popularity": Method("Popularity", "the same most chosen items for everybody, whatever the history"),
 }

@@ -4,7 +4,6 @@ from .evaluator import EvaluationResult, RankingEvaluator, bootstrap_intervals
 from .protocol import Protocol
 from .record import EvaluationRecord, hash_config
 from .reranking import reranking_metrics
-from .score_sum import ScoreSum, choose_score_sum
 from .significance import Comparison, check_comparable, compare_records, randomisation_test
 
 
@@ -14,10 +13,8 @@ __all__ = [
     "EvaluationResult",
     "Protocol",
     "RankingEvaluator",
-    "ScoreSum",
     "bootstrap_intervals",
     "check_comparable",
-    "choose_score_sum",
     "compare_records",
     "hash_config",
     "randomisation_test",

@@ -223,14 +223,13 @@ def _part_two(args: argparse.Namespace, folder: Path, world: _World, llm: str) -
     import numpy as np
     from transformers import set_seed
 
-    from hf_seqrec.evaluation import choose_score_sum
     from hf_seqrec.evaluation.diagnostic_plots import plot_groups
     from hf_seqrec.evaluation.diagnostics import SequenceDiagnostics
-    from hf_seqrec.evaluation.score_sum import WEIGHTS
     from hf_seqrec.hub import save_recommender
     from hf_seqrec.modeling import LLMSRecForSequentialRecommendation
     from hf_seqrec.presets import load_preset
-    from hf_seqrec.trainers import DistillationTrainer
+    from hf_seqrec.scripts.reporting import print_gains
+    from hf_seqrec.trainers import DistillationTrainer, choose_score_sum
     from hf_seqrec.trainers.distillation import heads_arguments
 
     data, split = world.data, world.split
@@ -273,12 +272,10 @@ def _part_two(args: argparse.Namespace, folder: Path, world: _World, llm: str) -
 
     with _step("7. With and without the language model, by how often the next film was watched in training"):
         watched = np.bincount(split.train.item_index, minlength=data.catalogue.num_items + 1)
-        both = choose_score_sum(
-            world.model, model, validation, data.catalogue.num_items, trainer.protocol(), known=watched > 0
-        )
+        both, tried = choose_score_sum(world.model, model, validation, trainer.protocol(), known=watched > 0)
         print(
             f"SASRec + LLM-SRec adds up the scores of both, each brought to mean 0 and deviation 1 over the films, LLM-SRec's times "
-            f"{both.weight:g} (of {', '.join(f'{weight:g}' for weight in WEIGHTS)} the best on validation). Of a film that nobody watched "
+            f"{both.config.weight:g} (of {', '.join(f'{weight:g}' for weight in tried)} the best on validation). Of a film that nobody watched "
             "SASRec knows nothing; LLM-SRec's score stands alone there."
         )
         models = {"SASRec": world.model, "LLM-SRec": model, "SASRec + LLM-SRec": both}
@@ -293,7 +290,7 @@ def _part_two(args: argparse.Namespace, folder: Path, world: _World, llm: str) -
             group.save(folder / "records" / "popularity" / f"{stem}.json")
             if name != "SASRec":  # part one has saved it
                 records[name].save(folder / "records" / f"{stem}.json")
-        _print_gains(list(records.values()), data, split.train)
+        print_gains(list(records.values()), data, split.train)
         plot_groups(list(groups.values()), "ndcg@10", folder / "plots" / "ndcg-by-popularity.png")
         print(args.output_dir / "plots" / "ndcg-by-popularity.png")
 
@@ -313,30 +310,6 @@ def _part_two(args: argparse.Namespace, folder: Path, world: _World, llm: str) -
         print("Place of that film among all films: " + ", ".join(
             f"{one.model} {one.ranks[row] + 1:,.0f}" for one in records.values()
         ) + ".")  # fmt: skip
-
-
-def _print_gains(records: list[Any], data: Any, train: Any) -> None:
-    """A table of the records: all rows and the groups of `seqrec diagnose --test cold`, with the paired difference of last and first."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from hf_seqrec.evaluation.diagnostics import compare_by_popularity
-
-    first, last = records[0], records[-1]
-    table = Table(title=f"NDCG@10, {first.protocol.describe()}", title_justify="left")
-    for column in ("next film", "viewers", *(record.model for record in records), "last - first, 95 % interval"):
-        table.add_column(column, justify="left" if column == "next film" else "right", no_wrap=True)
-    gains = [compare_by_popularity(first, record, data, train) for record in records[1:]]
-    for name, gain in gains[-1].items():
-        table.add_row(
-            name, f"{gain.num_users:,}", f"{gain.first:.4f}", *(f"{one[name].second:.4f}" for one in gains),
-            f"{gain.difference:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]",
-        )  # fmt: skip
-    table.caption = "never seen: no viewing in training; cold, warm: the 35 % least and most watched of the others"
-    table.caption_justify = "left"
-    Console(width=max(110, Console().width)).print(table)
-    if (relative := gains[-1]["all"].relative_gain) is not None:
-        print(f"{last.model} relative to {first.model}, all viewers: {relative:+.1%}.")
 
 
 def _train(

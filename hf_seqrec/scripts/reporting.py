@@ -1,4 +1,4 @@
-"""What the scripts share: evaluating a model into a record, and showing the progress of training."""
+"""What the scripts share: evaluating a model into a record, comparing records by how rare the target is, and showing the progress of training."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from transformers import ProgressCallback
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from hf_seqrec.data import Candidates, RecommendationData, Split
+    from hf_seqrec.data import Candidates, RecommendationData, Sequences, Split
     from hf_seqrec.evaluation import EvaluationRecord
 
 
@@ -75,6 +75,36 @@ def evaluate_model(
     return EvaluationRecord.from_result(
         evaluator(model), data, model, name=name, seed=seed, candidates=candidates, notes=notes
     )
+
+
+def print_gains(records: "Sequence[EvaluationRecord]", data: "RecommendationData", train: "Sequences") -> None:
+    """A table of NDCG@10: all rows and the groups of `seqrec diagnose --test cold`, with the paired difference of last and first.
+
+    Args:
+        records: At least two, of the same rows and protocol.
+        data: Their data set.
+        train: What the models were trained on.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from hf_seqrec.evaluation.diagnostics import compare_by_popularity
+
+    first, last = records[0], records[-1]
+    table = Table(title=f"NDCG@10, {first.protocol.describe()}", title_justify="left")
+    for column in ("next item", "users", *(record.model for record in records), "last - first, 95 % interval"):
+        table.add_column(column, justify="left" if column == "next item" else "right", no_wrap=True)
+    gains = [compare_by_popularity(first, record, data, train) for record in records[1:]]
+    for name, gain in gains[-1].items():
+        table.add_row(
+            name, f"{gain.num_users:,}", f"{gain.first:.4f}", *(f"{one[name].second:.4f}" for one in gains),
+            f"{gain.difference:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]",
+        )  # fmt: skip
+    table.caption = "never seen: not in training; cold, warm: the 35 % least and most frequent of the others"
+    table.caption_justify = "left"
+    Console(width=max(110, Console().width)).print(table)
+    if (relative := gains[-1]["all"].relative_gain) is not None:
+        print(f"{last.model} relative to {first.model}, all users: {relative:+.1%}.")
 
 
 class EpochLines(ProgressCallback):

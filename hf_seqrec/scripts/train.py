@@ -78,6 +78,7 @@ OWN_SCRIPTS = {
     "p2rec": "train_p2rec",
     "e4srec": "train_e4srec",
     "llmseqsim": "train_llmseqsim",
+    "score-sum": "train_score_sum",
     "seralm-warmup": "train_seralm_warmup",
     "seralm": "train_seralm",
     "delrec-distill": "train_delrec",

@@ -32,9 +32,11 @@ from hf_seqrec.modeling import (
     ItemItemForSequentialRecommendation,
     LightSANsConfig,
     LightSANsForSequentialRecommendation,
+    LLMSeqSimForSequentialRecommendation,
     NextItNetConfig,
     NextItNetForSequentialRecommendation,
     PopularityForSequentialRecommendation,
+    ScoreSumForSequentialRecommendation,
 )
 from hf_seqrec.modeling.processing import SequentialRecommendationProcessor
 from hf_seqrec.pipelines import pipeline
@@ -342,7 +344,7 @@ def test_every_method_names_its_paper():
     }
     assert len(types) >= 9
     assert types <= set(METHODS)
-    assert {name for name in types if not METHODS[name].citation} == {"hf_seqrec_popularity"}
+    assert {name for name in types if not METHODS[name].citation} == {"hf_seqrec_popularity", "hf_seqrec_score_sum"}
 
 
 def test_card_without_evaluation_or_data_set_says_so(tmp_path, model, processor):
@@ -445,6 +447,8 @@ def test_every_model_gives_the_same_scores_on_a_machine_without_the_library(hub,
         PopularityForSequentialRecommendation.fit(data.sequences, num_items=20),
         ItemItemForSequentialRecommendation.fit(data.sequences, num_items=20),
     ]
+    texts = LLMSeqSimForSequentialRecommendation.from_vectors(torch.randn(20, 6).numpy())
+    models.append(ScoreSumForSequentialRecommendation.from_parts(model, texts, weight=0.5))
     here = {}
     for one in models:
         repo_id = f"{hub.user}/elsewhere-{one.config.model_type}"

@@ -273,6 +273,39 @@ def test_llmseqsim_needs_vectors_and_no_training(run, dataset, tmp_path, capsys)
     assert EvaluationRecord.load(out / "records" / "test.json").notes["item_features"]["kind"] == "text"
 
 
+def test_two_saved_recommenders_become_one_that_is_saved_loaded_and_asked(
+    run, dataset, trained, tmp_path, capsys, hub
+):
+    texts, out, repo = tmp_path / "texts", tmp_path / "out", f"{hub.user}/both"
+    argv = ["train", "llmseqsim", "--dataset", str(dataset), "--item_features", str(run / "vectors" / "text")]
+    assert main([*argv, "--output_dir", str(texts)]) == 0
+    argv = ["train", "score-sum", "--dataset", str(dataset), "--first", str(trained), "--output_dir", str(out)]
+    assert main([*argv, "--second", str(run)]) == 1  # P2Rec makes vectors and is no recommender
+    assert not out.exists()
+    capsys.readouterr()
+    more = ["--weights", "0", "0.5", "100", "--push_to_hub", "--hub_model_id", repo]
+    assert main([*argv, "--second", str(texts), *more]) == 0
+    printed = capsys.readouterr().out
+    assert "weight 0.5    validation ndcg@10" in printed
+    assert "never seen: not in training" in printed
+    assert missing_files(out) == []
+    record = EvaluationRecord.load(out / "records" / "test.json")
+    values = record.notes["validation_ndcg@10"]
+    assert list(values) == ["0", "0.5", "100"]
+    model = load_recommender(repo)[0]
+    assert values[f"{model.config.weight:g}"] == max(values.values())
+    assert main(["evaluate", repo, "--dataset", str(dataset), "--output", str(tmp_path / "again.json")]) == 0
+    assert EvaluationRecord.load(tmp_path / "again.json").metrics == pytest.approx(record.metrics, abs=1e-6)
+    titles = load_recommendation_data(dataset).catalogue.titles.to_pylist()[:2]
+    capsys.readouterr()
+    assert main(["recommend", str(out), "--history", *titles, "--top-k", "3"]) == 0
+    assert capsys.readouterr().out.count("film-") == 3
+    text = (out / "README.md").read_text()
+    assert "standardised scores of two recommenders" in text
+    assert main(["train", "--config", str(out / "run.yaml"), "--output_dir", str(tmp_path / "twice")]) == 0
+    assert load_recommender(tmp_path / "twice")[0].config.weight == model.config.weight
+
+
 def test_the_llm2bert4rec_preset_needs_vectors_and_starts_from_them(run, dataset, tmp_path, capsys):
     argv = ["train", "bert4rec", "--dataset", str(dataset), "--preset", "llm2bert4rec", "--use_cpu", "--output_dir"]
     assert main([*argv, str(tmp_path / "out")]) == 1
