@@ -45,7 +45,7 @@ def save_recommender(
     *,
     repo_id: str | None = None,
     dataset_id: str | None = None,
-    base_model: str | None = None,
+    base_model: str | Sequence[str] | None = None,
     license: str | None = None,
     training: TrainingArguments | Mapping[str, Any] | None = None,
     history: Sequence[str] | None = None,
@@ -63,9 +63,9 @@ def save_recommender(
         records: Evaluations of this model, in memory or as files. Ranks of single users are not copied.
         repo_id: Repository that the card's snippet names; the folder's name when not given.
         dataset_id: Data set repository on the Hub.
-        base_model: Model that this one was made from.
+        base_model: Hub model, or models, that this one was made from.
         license: Hub licence identifier of the weights.
-        training: The trainer's arguments, or hyper-parameters by name, for the card.
+        training: The trainer's arguments, or hyper-parameters by name, for the card; an empty mapping where there is nothing to train.
         history: Titles or item ids for the card's example; two titles of the catalogue when not given.
         overwrite: Whether a folder that holds something is replaced.
 
@@ -128,7 +128,7 @@ def push_recommender(
     records: Sequence[EvaluationRecord | str | os.PathLike] = (),
     *,
     dataset_id: str | None = None,
-    base_model: str | None = None,
+    base_model: str | Sequence[str] | None = None,
     license: str | None = None,
     training: TrainingArguments | Mapping[str, Any] | None = None,
     history: Sequence[str] | None = None,
@@ -146,9 +146,9 @@ def push_recommender(
         repo_id: `owner/name`, or `name` in your own account; made when missing.
         records: Evaluations of this model.
         dataset_id: Data set repository on the Hub.
-        base_model: Model that this one was made from.
+        base_model: Hub model, or models, that this one was made from.
         license: Hub licence identifier of the weights.
-        training: The trainer's arguments, or hyper-parameters by name, for the card.
+        training: The trainer's arguments, or hyper-parameters by name, for the card; an empty mapping where there is nothing to train.
         history: Titles or item ids for the card's example.
         private: Visibility of a new repository; None for the owner's default.
         revision: Branch to push to, made when missing; `main` when not given.

@@ -40,7 +40,7 @@ def make_model_card(
     reference: str,
     records: Sequence[EvaluationRecord] = (),
     dataset_id: str | None = None,
-    base_model: str | None = None,
+    base_model: str | Sequence[str] | None = None,
     license: str | None = None,
     training: TrainingArguments | Mapping[str, Any] | None = None,
 ) -> ModelCard:
@@ -54,9 +54,9 @@ def make_model_card(
         reference: What the snippet loads: repository id, or folder name.
         records: Evaluations of the model.
         dataset_id: Data set repository on the Hub.
-        base_model: Model that this one was made from; none for a model trained from scratch.
+        base_model: Hub model, or models, that this one was made from.
         license: Hub licence identifier.
-        training: The trainer's arguments, or hyper-parameters by name.
+        training: The trainer's arguments, or hyper-parameters by name; an empty mapping where there is nothing to train.
 
     Returns:
         The card; `.save(path)` writes it.
@@ -73,12 +73,13 @@ def make_model_card(
     config = model.config
     method = METHODS.get(config.model_type) or Method(type(model).__name__, _first_line(model))
     name = reference.split("/")[-1]
+    bases = [base_model] if isinstance(base_model, str) else [*(base_model or [])]
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag=TASK,
         tags=[TASK, "recommendation", "hf-seqrec", method.name.lower()],
         license=license,
-        base_model=base_model,
+        base_model=bases if len(bases) > 1 else next(iter(bases), None),
         datasets=dataset_id,
         metrics=sorted({metric.split("@")[0] for record in records for metric in record.metrics}) or None,
         model_name=name,
@@ -90,9 +91,7 @@ def make_model_card(
         title=name,
         method=method,
         class_name=type(model).__name__,
-        base_model=f"[{base_model}](https://huggingface.co/{base_model})"
-        if base_model
-        else "none, trained from scratch",
+        base_model=_bases(bases, config),
         dataset=_dataset(records, dataset_id, config),
         num_items=f"{config.num_items:,}",
         num_titles=f"{sum(title is not None for title in processor.titles):,}",
@@ -112,6 +111,8 @@ def make_model_card(
         evaluations=[_evaluation(record) for record in records],
         architecture={name: _cell(value) for name, value in _architecture(config).items()},
         training={name: _cell(value) for name, value in _training(training).items()},
+        trainable=training is None or bool(_training(training)),
+        takes_new_items=hasattr(model, "add_items"),
     )
 
 
@@ -143,8 +144,10 @@ def _model_index(record: EvaluationRecord, dataset_id: str | None) -> list[EvalR
             task_name="Sequential recommendation",
             dataset_type=dataset_id or record.dataset,
             dataset_name=record.dataset,
+            # Results of one data set and configuration are put together; values of two protocols must not be.
+            dataset_config=record.protocol.describe(),
             dataset_split=record.protocol.part,
-            dataset_args={"protocol": record.protocol.describe(), "fingerprint": record.dataset_fingerprint},
+            dataset_args={"fingerprint": record.dataset_fingerprint},
             metric_type=metric,
             metric_name=metric,
             metric_value=value,
@@ -165,7 +168,7 @@ def _evaluation(record: EvaluationRecord) -> dict[str, Any]:
         "exclude_seen": record.protocol.exclude_seen,
         "rows": f"{record.num_rows:,}",
         "users": f"{record.num_users:,}",
-        "items": f"{record.num_items:,}",
+        "num_items": f"{record.num_items:,}",  # `items` is what a template finds as the method of a dictionary
         "fingerprint": record.dataset_fingerprint,
         "seed": record.seed,
         "targets_seen": record.targets_seen,
@@ -199,13 +202,30 @@ def _dataset(records: Sequence[EvaluationRecord], dataset_id: str | None, config
     return ", ".join(filter(None, [linked or "not named", fingerprint and f"fingerprint `{fingerprint}`"]))
 
 
+def _bases(bases: Sequence[str], config: Any) -> str:
+    """Where the model comes from: Hub models, a language model of a folder, or nothing."""
+    if not bases:
+        names = (getattr(config, name, None) for name in ("llm_name_or_path", "text_encoder_name_or_path"))
+        inside = next((Path(name) for name in names if name), None)
+        if inside is None:
+            return "none"
+        if inside.is_absolute() or inside.is_dir():
+            # The last part only: a path of somebody's machine is nobody's business.
+            return f"a language model from a folder, `{inside.name}`"
+        bases = [str(inside)]
+    return ", ".join(f"[{base}](https://huggingface.co/{base})" for base in bases)
+
+
 def _architecture(config: Any) -> dict[str, Any]:
     inherited = {field.name for field in fields(PreTrainedConfig)} | _NOT_ARCHITECTURE
-    return {
-        field.name: getattr(config, field.name)
-        for field in fields(config)
-        if field.name not in inherited and getattr(config, field.name) is not None
-    }
+    values = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in inherited}
+    return {name: _short(value) for name, value in values.items() if value is not None}
+
+
+def _short(value: Any) -> Any:
+    """The name of a method in place of a whole configuration."""
+    kind = value.get("model_type") if isinstance(value, Mapping) else None
+    return METHODS[kind].name if kind in METHODS else value
 
 
 def _training(training: TrainingArguments | Mapping[str, Any] | None) -> dict[str, Any]:

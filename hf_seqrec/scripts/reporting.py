@@ -91,7 +91,7 @@ def print_gains(records: "Sequence[EvaluationRecord]", data: "RecommendationData
     from hf_seqrec.evaluation.diagnostics import compare_by_popularity
 
     first, last = records[0], records[-1]
-    table = Table(title=f"NDCG@10, {first.protocol.describe()}", title_justify="left")
+    table = Table()
     for column in ("next item", "users", *(record.model for record in records), "last - first, 95 % interval"):
         table.add_column(column, justify="left" if column == "next item" else "right", no_wrap=True)
     gains = [compare_by_popularity(first, record, data, train) for record in records[1:]]
@@ -100,9 +100,9 @@ def print_gains(records: "Sequence[EvaluationRecord]", data: "RecommendationData
             name, f"{gain.num_users:,}", f"{gain.first:.4f}", *(f"{one[name].second:.4f}" for one in gains),
             f"{gain.difference:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]",
         )  # fmt: skip
-    table.caption = "never seen: not in training; cold, warm: the 35 % least and most frequent of the others"
-    table.caption_justify = "left"
+    print(f"NDCG@10, {first.protocol.describe()}")
     Console(width=max(110, Console().width)).print(table)
+    print("never seen: not in training; cold, warm: the 35 % least and most frequent of the others")
     if (relative := gains[-1]["all"].relative_gain) is not None:
         print(f"{last.model} relative to {first.model}, all users: {relative:+.1%}.")
 

@@ -248,10 +248,10 @@ def _record(run: TrainingRun, groups, stage1, stage2, vectors) -> dict[str, Any]
 def _write(run: TrainingRun, record: dict[str, Any]) -> None:
     from hf_seqrec.cards.citations import METHODS
 
-    method, base = METHODS["hf_seqrec_p2rec"], run.base_model
+    method, bases = METHODS["hf_seqrec_p2rec"], run.base_models
     card = (
         "---\nlibrary_name: transformers\n"
-        + (f"base_model: {base}\n" if base else "")
+        + "".join(f"base_model: {base}\n" for base in bases)
         + "tags:\n- hf-seqrec\n- p2rec\n---\n"
     )
     card += (

@@ -103,10 +103,10 @@ class TrainingRun:
         return Path(self.training_args.output_dir)
 
     @property
-    def base_model(self) -> str | None:
-        """The language model on the Hub that the model is made from, for the card; None without one, or from a folder."""
-        name = getattr(self.script_args, "llm", None) or getattr(self.script_args, "text_encoder", None)
-        return None if name is None or os.path.isdir(name) else name
+    def base_models(self) -> list[str]:
+        """What the model is made from, as far as it is on the Hub, for the card; nothing of folders."""
+        names = (getattr(self.script_args, name, None) for name in ("llm", "text_encoder", "first", "second"))
+        return [name for name in names if name is not None and not os.path.isdir(name)]
 
     def processor(self, model: Any) -> Any:
         """A processor for a model whose items are those of the data."""
@@ -212,7 +212,7 @@ class TrainingRun:
             self.notes["shuffled_training_seed"] = self.script_args.shuffle_training
         records = self._evaluate(model, trainer, candidates)
         if self.is_main:
-            self._save(model, processor, records)
+            self._save(model, processor, records, {} if trainer is None else self.training_args)
             if candidates is not None:
                 candidates.save(self.output_dir / "records" / f"candidates-{candidates.num_negatives}.parquet")
             self.write("run.yaml", self.run_file())
@@ -270,7 +270,7 @@ class TrainingRun:
             for name, exclude_seen, chosen in parts
         }
 
-    def _save(self, model: Any, processor: Any, records: dict[str, Any]) -> None:
+    def _save(self, model: Any, processor: Any, records: dict[str, Any], training: Any) -> None:
         """The complete recommender into the output folder, beside the checkpoints, and the records with their ranks."""
         from hf_seqrec.hub import save_recommender
 
@@ -284,8 +284,8 @@ class TrainingRun:
                 list(records.values()),
                 repo_id=self.training_args.hub_model_id,
                 dataset_id=None if Path(dataset).is_dir() else dataset,
-                base_model=self.base_model,
-                training=self.training_args,
+                base_model=self.base_models,
+                training=training,
             )
             for path in complete.iterdir():
                 if path.is_dir():

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 import huggingface_hub
 import pyarrow as pa
@@ -10,6 +11,7 @@ from huggingface_hub import HfApi, ModelCard, parse_eval_result_entries
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from transformers import AutoModel, AutoProcessor
 
+from hf_seqrec.cards.model_card import make_model_card
 from hf_seqrec.data import DatasetDescription, load_recommendation_data, write_dataset
 from hf_seqrec.evaluation import EvaluationRecord
 from hf_seqrec.hub import (
@@ -319,18 +321,56 @@ def test_card_says_what_was_measured_on_what_and_how(hub, repo_id, model, proces
     assert {"sequential-recommendation", "hf-seqrec", "sasrec"} <= set(card.data.tags)
     results = {result.metric_type: result for result in card.data.eval_results}
     assert {name: result.metric_value for name, result in results.items()} == pytest.approx(record.metrics)
-    assert results["ndcg@5"].dataset_args["protocol"] == record.protocol.describe()
+    assert results["ndcg@5"].dataset_config == record.protocol.describe()
 
     low, high = record.intervals["ndcg@5"]
     said = [
         f"| ndcg@5 | {record.metrics['ndcg@5']:.4f} | {low:.4f} – {high:.4f} | {record.floor['ndcg@5']:.4f} |",
         record.protocol.describe(), data.fingerprint, "seed 7", "| `learning_rate` | 0.001 |", "| `hidden_size` | 8 |",
-        "20 items, 19 with a title", "kang2018sasrec", "https://arxiv.org/abs/1808.09781", "## Limits",
+        "20 items, 19 with a title", f"{record.num_users} users, 20 items,", "[tester/teacher](https://huggingface.co/tester/teacher)", "kang2018sasrec", "https://arxiv.org/abs/1808.09781", "## Limits",
     ]  # fmt: skip
     for text in said:
         assert text in card.text
     assert "More information needed" not in card.text
     assert "None" not in card.text
+    assert "<built-in" not in card.text
+
+
+def test_values_of_two_protocols_are_two_results_of_the_card(tmp_path, model, processor, record):
+    other = replace(
+        record, protocol=replace(record.protocol, exclude_seen=not record.protocol.exclude_seen),
+        metrics={name: value / 2 for name, value in record.metrics.items()},
+    )  # fmt: skip
+    card = ModelCard.load(save_recommender(tmp_path / "films", model, processor, [record, other]) / "README.md")
+    found = [{}, {}]
+    for result in card.data.eval_results:
+        found[result.dataset_config == other.protocol.describe()][result.metric_type] = result.metric_value
+    assert found[0] == pytest.approx(record.metrics)
+    assert found[1] == pytest.approx(other.metrics)
+
+
+def test_card_says_what_a_model_is_made_from(tmp_path, model, processor):
+    def base(**config):
+        for name, value in config.items():
+            setattr(model.config, name, value)
+        card = make_model_card(model, processor, [], {"history": ["b"]}, reference="films", training={})
+        return re.search(r"\| Base model \| (.*) \|", card.text).group(1), card
+
+    text, card = base()
+    assert text == "none"
+    assert "Nothing was trained by gradient steps." in card.text
+    assert "a new item needs a new training run" in card.text
+    (tmp_path / "tiny-llm").mkdir()
+    text, card = base(llm_name_or_path=str(tmp_path / "tiny-llm"))
+    assert text == "a language model from a folder, `tiny-llm`"
+    assert str(tmp_path) not in card.content
+    assert base(llm_name_or_path="tester/llm")[0] == "[tester/llm](https://huggingface.co/tester/llm)"
+    model.add_items = None
+    assert "`add_items` gives it new ones" in base()[1].text
+    two = ["tester/one", "tester/two"]
+    card = make_model_card(model, processor, [], {"history": ["b"]}, reference="films", base_model=two)
+    assert card.data.base_model == two
+    assert "[tester/one](https://huggingface.co/tester/one), [tester/two]" in card.text
 
 
 def test_every_method_names_its_paper():
