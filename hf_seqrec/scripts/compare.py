@@ -38,20 +38,20 @@ def make_parser(
 
 def main(args: argparse.Namespace) -> None:
     """Print the comparison as a table, and write it when asked to."""
-    from rich.console import Console
     from rich.table import Table
 
     from hf_seqrec.data.files import atomic_path
     from hf_seqrec.evaluation import EvaluationRecord, compare_records
+    from hf_seqrec.scripts.reporting import print_whole
 
     first, second = EvaluationRecord.load(args.first), EvaluationRecord.load(args.second)
     names = args.metrics or [name for name in first.intervals if name in second.intervals]
     comparisons = [compare_records(first, second, name, args.num_resamples, args.seed) for name in names]
 
-    table = Table(title=f"{first.dataset} · {first.protocol.describe()}", title_justify="left")
+    table = Table()
     for header in (
         "metric",
-        *(f"{record.model}\nseed {record.seed}" for record in (first, second)),
+        *(record.model + ("" if record.seed is None else f"\nseed {record.seed}") for record in (first, second)),
         "difference\n95 % interval",
         "relative",
         "p\nrandomisation",
@@ -69,11 +69,11 @@ def main(args: argparse.Namespace) -> None:
             gain,
             f"{c.p_randomisation:.4f}",
             f"{c.p_wilcoxon:.4f}",
-            f"{c.num_better:,} / {c.num_worse:,} of {c.num_users:,}",
+            f"{c.num_better:,} / {c.num_worse:,}",
         )
-    console = Console()
-    console.print(table)
-    console.print("One run of each: a claim about methods needs several seeds of both.", style="dim")
+    print(f"{first.dataset}, {comparisons[0].num_users:,} users · {first.protocol.describe()}")
+    print_whole(table)
+    print("One run of each: a claim about methods needs several seeds of both.")
     if args.output is not None:
         report = {
             "first": {

@@ -9,6 +9,7 @@ from transformers import ProgressCallback
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from rich.table import Table
 
     from hf_seqrec.data import Candidates, RecommendationData, Sequences, Split
     from hf_seqrec.evaluation import EvaluationRecord
@@ -85,7 +86,6 @@ def print_gains(records: "Sequence[EvaluationRecord]", data: "RecommendationData
         data: Their data set.
         train: What the models were trained on.
     """
-    from rich.console import Console
     from rich.table import Table
 
     from hf_seqrec.evaluation.diagnostics import compare_by_popularity
@@ -101,10 +101,20 @@ def print_gains(records: "Sequence[EvaluationRecord]", data: "RecommendationData
             f"{gain.difference:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]",
         )  # fmt: skip
     print(f"NDCG@10, {first.protocol.describe()}")
-    Console(width=max(110, Console().width)).print(table)
+    print_whole(table)
     print("never seen: not in training; cold, warm: the 35 % least and most frequent of the others")
     if (relative := gains[-1]["all"].relative_gain) is not None:
         print(f"{last.model} relative to {first.model}, all users: {relative:+.1%}.")
+
+
+def print_whole(table: "Table") -> None:
+    """Prints a table as wide as its content: a terminal may break its lines, but no number is cut."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    console = Console()
+    wanted = Measurement.get(console, console.options.update(max_width=200), table).maximum
+    Console(width=max(console.width, wanted)).print(table)
 
 
 class EpochLines(ProgressCallback):

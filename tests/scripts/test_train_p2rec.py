@@ -1,6 +1,7 @@
 """`seqrec train p2rec`, `e4srec`, `llmseqsim` and `seqrec vectors`: from the command line to vectors that backbones train with."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -274,7 +275,7 @@ def test_llmseqsim_needs_vectors_and_no_training(run, dataset, tmp_path, capsys)
 
 
 def test_two_saved_recommenders_become_one_that_is_saved_loaded_and_asked(
-    run, dataset, trained, tmp_path, capsys, hub
+    run, dataset, trained, tmp_path, capsys, hub, monkeypatch
 ):
     texts, out, repo = tmp_path / "texts", tmp_path / "out", f"{hub.user}/both"
     argv = ["train", "llmseqsim", "--dataset", str(dataset), "--item_features", str(run / "vectors" / "text")]
@@ -300,7 +301,13 @@ def test_two_saved_recommenders_become_one_that_is_saved_loaded_and_asked(
     capsys.readouterr()
     assert main(["recommend", str(out), "--history", *titles, "--top-k", "3"]) == 0
     assert capsys.readouterr().out.count("film-") == 3
+    compared = [str(folder / "records" / "test.json") for folder in (texts, out)]
+    monkeypatch.setenv("COLUMNS", "60")  # a narrow terminal must not cut numbers
+    assert main(["compare", *compared]) == 0
+    assert len(re.findall(r"\[[+-]\d\.\d{4}, [+-]\d\.\d{4}\]", capsys.readouterr().out)) == 9
     text = (out / "README.md").read_text()
+    assert "Nothing was trained by gradient steps." in text
+    assert "| `first` | SASRec |" in text
     assert "standardised scores of two recommenders" in text
     assert main(["train", "--config", str(out / "run.yaml"), "--output_dir", str(tmp_path / "twice")]) == 0
     assert load_recommender(tmp_path / "twice")[0].config.weight == model.config.weight
