@@ -55,6 +55,7 @@ class SequentialRecommenderConfig(PreTrainedConfig):
 
     attribute_map: ClassVar[dict[str, str]] = {"max_position_embeddings": "max_length"}
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["user_embeddings"]
+    unused_fields: ClassVar[tuple[str, ...]] = ()  # what a method inherits and never reads: no option, not on its card
 
     num_items: int = 1
     hidden_size: int = 64

@@ -37,6 +37,7 @@ class ItemItemConfig(SequentialRecommenderConfig):
     """
 
     model_type = "hf_seqrec_itemitem"
+    unused_fields: ClassVar[tuple[str, ...]] = ("hidden_size", "hidden_dropout_prob", "initializer_range", "fusion")
 
     max_length: int = 20
     num_neighbours: int = 100

@@ -30,6 +30,7 @@ class LLMSeqSimConfig(SequentialRecommenderConfig):
     """
 
     model_type = "hf_seqrec_llmseqsim"
+    unused_fields: ClassVar[tuple[str, ...]] = ("hidden_dropout_prob", "initializer_range", "fusion")
 
     max_length: int = 20
     similarity: str = "cosine"

@@ -6,6 +6,8 @@ Inputs: `input_ids` (batch, length) item_index, left-padded with 0; the history 
 Fitted by `fit` from training sequences.
 """
 
+from typing import ClassVar
+
 import numpy as np
 import torch
 from huggingface_hub.dataclasses import strict
@@ -18,6 +20,7 @@ class PopularityConfig(SequentialRecommenderConfig):
     """Configuration of popularity. `hidden_size` is 1, there is nothing to set."""
 
     model_type = "hf_seqrec_popularity"
+    unused_fields: ClassVar[tuple[str, ...]] = ("hidden_size", "hidden_dropout_prob", "initializer_range")
 
     hidden_size: int = 1
 

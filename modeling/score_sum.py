@@ -45,6 +45,7 @@ class ScoreSumConfig(SequentialRecommenderConfig):
     """
 
     model_type = "hf_seqrec_score_sum"
+    unused_fields: ClassVar[tuple[str, ...]] = ("hidden_size", "hidden_dropout_prob", "initializer_range", "fusion")
 
     first: dict[str, Any] | None = None
     second: dict[str, Any] | None = None

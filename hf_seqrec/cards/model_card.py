@@ -218,6 +218,7 @@ def _bases(bases: Sequence[str], config: Any) -> str:
 
 def _architecture(config: Any) -> dict[str, Any]:
     inherited = {field.name for field in fields(PreTrainedConfig)} | _NOT_ARCHITECTURE
+    inherited |= set(getattr(config, "unused_fields", ()))
     values = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in inherited}
     return {name: _short(value) for name, value in values.items() if value is not None}
 

@@ -118,9 +118,8 @@ def model_arguments(head: type, left_out: Sequence[str] = ()) -> type:
 
     config = config_class(head)
     # What follows from the data, and side vectors, which no file on the command line gives.
-    given = {
-        "num_items", "data_fingerprint", "fusion", "item_features", "pad_token_id", "tie_word_embeddings", *left_out,
-    }  # fmt: skip
+    given = {"num_items", "data_fingerprint", "fusion", "item_features", "pad_token_id", "tie_word_embeddings"}
+    given |= {*left_out, *config.unused_fields}
     own = [
         one
         for one in fields(config)

@@ -54,9 +54,7 @@ def make_parser(prog: str | None = None, model: str | None = METHOD) -> Any:
         [
             LLMSeqSimScriptArguments,
             NextItemTrainingArguments,
-            model_arguments(
-                LLMSeqSimForSequentialRecommendation, ("hidden_size", "hidden_dropout_prob", "initializer_range")
-            ),
+            model_arguments(LLMSeqSimForSequentialRecommendation, ("hidden_size",)),  # that of the vectors
         ],
         prog=prog,
         usage=f"{prog or '%(prog)s'} {METHOD} --dataset FOLDER_OR_REPO --item_features FOLDER_OR_REPO --output_dir FOLDER [options]",

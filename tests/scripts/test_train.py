@@ -39,7 +39,9 @@ def test_hyper_parameters_are_the_fields_of_the_configuration(method):
         value, default = getattr(arguments(), one.name), getattr(config, one.name)
         assert value == (list(default) if isinstance(default, tuple) else default)
         assert one.metadata["help"], f"{one.name} has no text in the docstring of {type(config).__name__}"
-    assert "hidden_size" in {one.name for one in fields(arguments)}
+    names = {one.name for one in fields(arguments)}
+    assert names.isdisjoint(config.unused_fields)
+    assert ("hidden_size" in names) == (method not in ("itemitem", "popularity"))
     train.config_class(head)(num_items=9, **asdict(arguments()))
 
 

@@ -308,6 +308,7 @@ def test_two_saved_recommenders_become_one_that_is_saved_loaded_and_asked(
     text = (out / "README.md").read_text()
     assert "Nothing was trained by gradient steps." in text
     assert "| `first` | SASRec |" in text
+    assert "`hidden_size`" not in text
     assert "standardised scores of two recommenders" in text
     assert main(["train", "--config", str(out / "run.yaml"), "--output_dir", str(tmp_path / "twice")]) == 0
     assert load_recommender(tmp_path / "twice")[0].config.weight == model.config.weight
