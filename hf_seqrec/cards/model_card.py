@@ -206,13 +206,12 @@ def _bases(bases: Sequence[str], config: Any) -> str:
     """Where the model comes from: Hub models, a language model of a folder, or nothing."""
     if not bases:
         names = (getattr(config, name, None) for name in ("llm_name_or_path", "text_encoder_name_or_path"))
-        inside = next((Path(name) for name in names if name), None)
+        inside = next((name for name in names if name), None)
         if inside is None:
             return "none"
-        if inside.is_absolute() or inside.is_dir():
-            # The last part only: a path of somebody's machine is nobody's business.
-            return f"a language model from a folder, `{inside.name}`"
-        bases = [str(inside)]
+        if _is_folder(inside):
+            return f"a language model from a folder, `{Path(inside).name}`"
+        bases = [inside]
     return ", ".join(f"[{base}](https://huggingface.co/{base})" for base in bases)
 
 
@@ -220,13 +219,20 @@ def _architecture(config: Any) -> dict[str, Any]:
     inherited = {field.name for field in fields(PreTrainedConfig)} | _NOT_ARCHITECTURE
     inherited |= set(getattr(config, "unused_fields", ()))
     values = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in inherited}
-    return {name: _short(value) for name, value in values.items() if value is not None}
+    return {name: _short(name, value) for name, value in values.items() if value is not None}
 
 
-def _short(value: Any) -> Any:
-    """The name of a method in place of a whole configuration."""
+def _short(name: str, value: Any) -> Any:
+    """The name of a method in place of a whole configuration, and of a folder in place of its path."""
+    if name.endswith("_name_or_path") and _is_folder(value):
+        return Path(value).name
     kind = value.get("model_type") if isinstance(value, Mapping) else None
     return METHODS[kind].name if kind in METHODS else value
+
+
+def _is_folder(name: str) -> bool:
+    """Whether a model's name is a place on a machine, which is nobody's business on the Hub."""
+    return Path(name).is_absolute() or Path(name).is_dir()
 
 
 def _training(training: TrainingArguments | Mapping[str, Any] | None) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -302,6 +303,11 @@ def test_the_card_tells_trained_parameters_from_frozen_ones(make, tmp_path):
     own = sum(p.numel() for p in model.parameters()) - llm - taught
     card = (save_recommender(tmp_path / "model", model, processor) / "README.md").read_text()
     assert f"| Parameters | {own:,} trained, beside frozen ones: language model {llm:,}, teacher {taught:,} |" in card
+    place = Path(model.config.llm_name_or_path)
+    assert place.is_absolute()
+    assert f"| Base model | a language model from a folder, `{place.name}` |" in card
+    assert f"| `llm_name_or_path` | {place.name} |" in card
+    assert str(place.parent) not in card  # a path of somebody's machine
 
 
 def test_the_evaluator_ranks_it_as_its_scores_say(make, sequences):
