@@ -177,7 +177,7 @@ class ScoreSumForSequentialRecommendation(SequencePreTrainedModel):
             (batch, num_items + 1) with -inf in column 0, or (batch, num_candidates).
         """
         first, second = (_scores(one, input_ids, timestamps) for one in (self.first, self.second))
-        known = self.known_items
+        known = self.known_items.to(first.device)  # parts on a GPU do not take the mask along
         # Items that the first does not know would only blur its mean and deviation.
         total = _standardised(first, known) + self.config.weight * (second := _standardised(second))
         # Sums spread more than one score, so items without a sum would never be among the best.

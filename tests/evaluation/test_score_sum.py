@@ -9,10 +9,12 @@ import torch
 from hf_seqrec.evaluation import Protocol, RankingEvaluator
 from hf_seqrec.modeling import LLMSeqSimForSequentialRecommendation
 from hf_seqrec.modeling.score_sum import PARTS, ScoreSumForSequentialRecommendation
-from hf_seqrec.trainers import choose_score_sum
+from hf_seqrec.presets import load_preset
+from hf_seqrec.trainers.score_sum import WEIGHTS, choose_score_sum
 
 
 NUM_ITEMS = 60  # of `rows`
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 score_sum = ScoreSumForSequentialRecommendation.from_parts
 
 
@@ -95,6 +97,10 @@ def test_the_weight_is_the_best_on_validation(rows, first_is_right, second_is_ri
     assert values[2.0 - chosen] < 1.0
 
 
+def test_the_command_tries_the_weights_of_the_function():
+    assert load_preset("score_sum").model["weights"] == list(WEIGHTS)
+
+
 def test_what_cannot_be_summed_is_refused(rows):
     two, three = [1.0, 2.0], [1.0, 2.0, 3.0]
     with pytest.raises(ValueError, match=r"one catalogue, got \[2, 3\] items"):
@@ -132,6 +138,9 @@ def test_it_is_saved_whole_and_loaded_with_every_kind_of_recommender(kind, tmp_p
     total = score_sum(first, second, 0.5, [True, True, True, False, True, True, True])
     expected = total.score(IDS)
     assert len(expected[0].unique()) > 3
+    moved = score_sum(first.to(DEVICE), second.to(DEVICE), 0.5, [True, True, True, False, True, True, True])
+    torch.testing.assert_close(moved.score(IDS.to(DEVICE)).cpu(), expected, rtol=1e-4, atol=1e-4)
+    total = total.to("cpu")
     total.save_pretrained(tmp_path)
     again = ScoreSumForSequentialRecommendation.from_pretrained(tmp_path)
     assert type(again.first) is head
