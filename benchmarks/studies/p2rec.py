@@ -298,6 +298,10 @@ class Study:
         preset, own = load_preset("p2rec"), self.study["p2rec"]
         model_settings = {**preset.model, **own["model"], "num_groups": num_groups}
         training = {**preset.training, **own["training"], **(self.reduced["p2rec"] if self.reduced else {})}
+        if self.args.stage1_epochs:
+            training["num_train_epochs"] = self.args.stage1_epochs
+        if self.args.bfloat16:
+            model_settings["llm_attn_implementation"], training["bf16"] = "eager", True
         transformers.set_seed(seed)
         model = P2RecModel.from_parts(
             self.args.llm, table, self.data.catalogue, self.data.fingerprint, **model_settings
@@ -424,6 +428,16 @@ def main() -> None:
     )
     parser.add_argument("--llm", help="folder or Hub id; default: the packaged MiniLM")
     parser.add_argument("--reduced", action="store_true", help="fewer users, steps and trials, said so in the records")
+    parser.add_argument(
+        "--stage1-epochs",
+        type=int,
+        help="epochs of P2Rec's language model instead of the file's; its record says which",
+    )
+    parser.add_argument(
+        "--bfloat16",
+        action="store_true",
+        help="P2Rec's language model trains in bfloat16: 1.6 times faster on some CPUs",
+    )
     parser.add_argument(
         "--gains", action="store_true", help="show differences from the records there are, train nothing"
     )

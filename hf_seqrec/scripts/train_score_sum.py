@@ -114,8 +114,9 @@ def main(script_args: ScoreSumScriptArguments, training_args: Any, model_args: S
     known = np.bincount(run.split.train.item_index, minlength=run.data.catalogue.num_items + 1) > 0
     protocol = Protocol(split=run.split.name, part="validation", exclude_seen=True, cutoffs=(10,))
     both, values = choose_score_sum(
-        parts["first"], parts["second"], run.split.validation, protocol, known, model_args.weights
-    )
+        parts["first"], parts["second"], run.split.validation, protocol, known, model_args.weights,
+        progress=run.is_main and not training_args.disable_tqdm,
+    )  # fmt: skip
     run.notes |= {
         "weight": both.config.weight,
         "validation_ndcg@10": {f"{key:g}": value for key, value in values.items()},

@@ -101,6 +101,12 @@ def rows():
 
 
 @pytest.fixture
+def many_rows():
+    """Rows for several batches."""
+    return make_rows(num_rows=300)
+
+
+@pytest.fixture
 def data(rows):
     """The data set that `rows` are the test part of."""
     catalogue = Catalogue(
