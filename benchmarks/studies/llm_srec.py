@@ -292,18 +292,24 @@ def paths_of(records: Path, method: str, seed: int) -> dict[str, Path]:
 
 
 def show_gains(records: Path, data, train, output: Path) -> None:
-    """A table of every run against the CE teacher of its seed: all users, and by how often the target occurs in training."""
+    """A table of every run against the CE teacher of its seed: all users, and by how often the target occurs in training.
+
+    Ranks of single users are not published with the records: of runs without them the differences found before stay as they are.
+    """
     table = Table(
         title=f"NDCG@10 on {data.name}, difference to {TEACHER} with its 95 % interval", title_justify="left"
     )
     table.add_column("model")
     for name in ("all", *ITEM_GROUPS):
         table.add_column(name, justify="right")
-    gains = {}
+    gains = json.loads(output.read_text()) if output.exists() else {}
     for path in sorted(records.glob("*-masked.json")):
         method, seed, _ = path.stem.rsplit("-", 2)
         teacher = records / f"{TEACHER}-{seed}-masked.json"
         if method == TEACHER or not teacher.exists():
+            continue
+        if missing := [one.name for one in (path, teacher) if not one.with_suffix(".ranks.parquet").exists()]:
+            print(f"{data.name} {path.stem}: no ranks of {' and '.join(missing)}; remove the record and run it again.")
             continue
         record = EvaluationRecord.load(path)
         groups = compare_by_popularity(EvaluationRecord.load(teacher), record, data, train)

@@ -112,7 +112,9 @@ def main(script_args: ScoreSumScriptArguments, training_args: Any, model_args: S
         parts[name] = part.to(training_args.device)
     run.introduce()
     known = np.bincount(run.split.train.item_index, minlength=run.data.catalogue.num_items + 1) > 0
-    protocol = Protocol(split=run.split.name, part="validation", exclude_seen=True, cutoffs=(10,))
+    protocol = Protocol(
+        split=run.split.name, part="validation", exclude_seen=training_args.exclude_seen, cutoffs=(10,)
+    )
     both, values = choose_score_sum(
         parts["first"], parts["second"], run.split.validation, protocol, known, model_args.weights,
         progress=run.is_main and not training_args.disable_tqdm,
@@ -128,11 +130,15 @@ def main(script_args: ScoreSumScriptArguments, training_args: Any, model_args: S
     run.finish(both, run.processor(both))
     if run.is_main:
         alone = evaluate_model(
-            parts["first"], run.data, run.split, cutoffs=training_args.cutoffs, name=f"first: {script_args.first}"
+            parts["first"],
+            run.data,
+            run.split,
+            exclude_seen=training_args.exclude_seen,
+            cutoffs=training_args.cutoffs,
+            name=f"first: {script_args.first}",
         )
-        print_gains(
-            [alone, EvaluationRecord.load(run.output_dir / "records" / "test.json")], run.data, run.split.train
-        )
+        name = "test.json" if training_args.exclude_seen else "test-seen-allowed.json"
+        print_gains([alone, EvaluationRecord.load(run.output_dir / "records" / name)], run.data, run.split.train)
 
 
 run = command(METHOD, main, make_parser)

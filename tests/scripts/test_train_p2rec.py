@@ -312,6 +312,13 @@ def test_two_saved_recommenders_become_one_that_is_saved_loaded_and_asked(
     assert "standardised scores of two recommenders" in text
     assert main(["train", "--config", str(out / "run.yaml"), "--output_dir", str(tmp_path / "twice")]) == 0
     assert load_recommender(tmp_path / "twice")[0].config.weight == model.config.weight
+    argv[-1] = str(tmp_path / "seen")
+    capsys.readouterr()
+    assert main([*argv, "--second", str(texts), "--weights", "0.5", "--no_exclude_seen"]) == 0
+    assert "NDCG@10, leave_one_out / test / full ranking / seen items allowed" in capsys.readouterr().out
+    seen = EvaluationRecord.load(tmp_path / "seen" / "records" / "test.json").notes["validation_ndcg@10"]
+    assert seen["0.5"] != values["0.5"]  # another rule of validation too
+    assert "exclude_seen: false" in (tmp_path / "seen" / "run.yaml").read_text()
 
 
 def test_the_llm2bert4rec_preset_needs_vectors_and_starts_from_them(run, dataset, tmp_path, capsys):
