@@ -60,6 +60,14 @@ def scores(model, processor):
     return model.score(processor([HISTORY["history"], ["i1"]])["input_ids"]).detach()
 
 
+def assert_same(one, other):
+    """Scores, or rows of a pipeline, but for the last digit: weights from a file lie elsewhere in memory, which some CPUs round by."""
+    if isinstance(one, torch.Tensor):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    else:
+        assert one == [pytest.approx(row, rel=1e-5, abs=1e-6) for row in other]
+
+
 # --- a folder
 
 
@@ -67,8 +75,8 @@ def test_folder_is_complete_and_loads_to_equal_scores(tmp_path, model, processor
     folder = save_recommender(tmp_path / "films", model, processor, [record])
     assert missing_files(folder) == []
     loaded, its_processor = load_recommender(folder)
-    assert torch.equal(scores(loaded, its_processor), scores(model, processor))
-    assert pipeline(model=folder)(HISTORY) == pipeline(model=model, processor=processor)(HISTORY)
+    assert_same(scores(loaded, its_processor), scores(model, processor))
+    assert_same(pipeline(model=folder)(HISTORY), pipeline(model=model, processor=processor)(HISTORY))
 
 
 def test_saving_leaves_the_model_as_it_was(tmp_path, model, processor):
@@ -114,7 +122,7 @@ def test_folder_that_holds_something_is_replaced_only_on_request(tmp_path, model
         save_recommender(folder, other_model, processor)
     assert content(folder) == before
     save_recommender(folder, other_model, processor, overwrite=True)
-    assert torch.equal(scores(load_recommender(folder)[0], processor), scores(other_model, processor))
+    assert_same(scores(load_recommender(folder)[0], processor), scores(other_model, processor))
 
 
 def test_saving_that_fails_half_way_leaves_nothing(tmp_path, model, processor, monkeypatch):
@@ -130,26 +138,26 @@ def test_saving_that_fails_half_way_leaves_nothing(tmp_path, model, processor, m
 def test_push_and_pull_give_the_same_recommendations(hub, repo_id, model, processor, record):
     commit = push_recommender(model, processor, repo_id, [record], dataset_id="tester/films")
     assert commit.oid == HfApi().repo_info(repo_id).sha
-    assert torch.equal(scores(AutoModel.from_pretrained(repo_id), processor), scores(model, processor))
+    assert_same(scores(AutoModel.from_pretrained(repo_id), processor), scores(model, processor))
     assert AutoProcessor.from_pretrained(repo_id).titles == processor.titles
     expected = pipeline(model=model, processor=processor)(HISTORY)
-    assert pipeline(model=repo_id)(HISTORY) == expected
+    assert_same(pipeline(model=repo_id)(HISTORY), expected)
     remote = transformers.pipeline("sequential-recommendation", model=repo_id, trust_remote_code=True)
-    assert remote(HISTORY) == expected
+    assert_same(remote(HISTORY), expected)
 
 
 def test_push_to_hub_of_transformers_works_for_each_part(repo_id, model, processor):
     model.push_to_hub(repo_id)
     processor.push_to_hub(repo_id)
     loaded, its_processor = load_recommender(repo_id)
-    assert torch.equal(scores(loaded, its_processor), scores(model, processor))
+    assert_same(scores(loaded, its_processor), scores(model, processor))
 
 
 def test_pipeline_pushes_everything_that_it_needs(repo_id, model, processor):
     recommend = pipeline(model=model, processor=processor)
     recommend.push_to_hub(repo_id)
     elsewhere = transformers.pipeline("sequential-recommendation", model=repo_id, trust_remote_code=True)
-    assert elsewhere(HISTORY) == recommend(HISTORY)
+    assert_same(elsewhere(HISTORY), recommend(HISTORY))
 
 
 def test_one_push_is_one_commit(hub, repo_id, model, processor, record):
@@ -168,20 +176,17 @@ def test_revision_pin_loads_the_old_weights(repo_id, model, other_model, process
     push_recommender(other_model, processor, repo_id)
     for revision in (old, "v1"):
         pinned, _ = load_recommender(repo_id, revision=revision)
-        assert torch.equal(scores(pinned, processor), scores(model, processor))
-        assert pipeline(model=repo_id, revision=revision)(HISTORY) == pipeline(model=model, processor=processor)(
-            HISTORY
-        )
-    assert torch.equal(scores(load_recommender(repo_id)[0], processor), scores(other_model, processor))
+        assert_same(scores(pinned, processor), scores(model, processor))
+        here = pipeline(model=model, processor=processor)(HISTORY)
+        assert_same(pipeline(model=repo_id, revision=revision)(HISTORY), here)
+    assert_same(scores(load_recommender(repo_id)[0], processor), scores(other_model, processor))
 
 
 def test_branch_is_made_and_main_stays(hub, repo_id, model, other_model, processor):
     push_recommender(model, processor, repo_id)
     push_recommender(other_model, processor, repo_id, revision="next")
-    assert torch.equal(scores(load_recommender(repo_id)[0], processor), scores(model, processor))
-    assert torch.equal(
-        scores(load_recommender(repo_id, revision="next")[0], processor), scores(other_model, processor)
-    )
+    assert_same(scores(load_recommender(repo_id)[0], processor), scores(model, processor))
+    assert_same(scores(load_recommender(repo_id, revision="next")[0], processor), scores(other_model, processor))
 
 
 def test_new_push_takes_away_what_would_be_wrong_and_nothing_else(hub, repo_id, model, processor, record):
@@ -205,10 +210,10 @@ def test_push_cut_in_the_middle_leaves_the_old_version_and_the_next_one_complete
     with hub.broken(step), pytest.raises(ConnectionError, match="push again"):
         push_recommender(other_model, processor, repo_id)
     assert hub.repository(repo_id).files() == before
-    assert torch.equal(scores(load_recommender(repo_id)[0], processor), scores(model, processor))
+    assert_same(scores(load_recommender(repo_id)[0], processor), scores(model, processor))
 
     push_recommender(other_model, processor, repo_id)
-    assert torch.equal(scores(load_recommender(repo_id)[0], processor), scores(other_model, processor))
+    assert_same(scores(load_recommender(repo_id)[0], processor), scores(other_model, processor))
 
 
 def test_push_whose_answer_was_lost_can_be_repeated(hub, repo_id, model, processor, impatient):
@@ -217,7 +222,7 @@ def test_push_whose_answer_was_lost_can_be_repeated(hub, repo_id, model, process
     commits = len(hub.repository(repo_id).commits)
     push_recommender(model, processor, repo_id)
     assert len(hub.repository(repo_id).commits) == commits
-    assert torch.equal(scores(load_recommender(repo_id)[0], processor), scores(model, processor))
+    assert_same(scores(load_recommender(repo_id)[0], processor), scores(model, processor))
 
 
 def test_push_onto_a_repository_that_moved_is_refused(hub, repo_id, model, other_model, processor):
