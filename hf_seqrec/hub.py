@@ -18,8 +18,9 @@ import torch
 import yaml
 from huggingface_hub import CommitInfo
 from transformers import AutoModel, AutoProcessor, TrainingArguments
+from transformers.utils import logging
 
-from hf_seqrec.cards.model_card import eval_results_yaml, make_model_card
+from hf_seqrec.cards.model_card import eval_results_yaml, is_folder, make_model_card
 from hf_seqrec.data.files import atomic_folder, check_writable_folder
 from hf_seqrec.evaluation import EvaluationRecord
 from hf_seqrec.hub_commit import Destination, matching_files, recommender_files, refuse_tokens
@@ -34,6 +35,7 @@ _NEEDED = ("config.json", "processor_config.json", processing.ITEMS_NAME, PIPELI
 
 # Files of an older push that would be wrong beside a new model; what else people keep in a repository stays.
 _OURS = re.compile(r"[^/]+\.(py|safetensors|safetensors\.index\.json)|(records|\.eval_results)/.+")
+logger = logging.get_logger(__name__)
 _EXAMPLE_TIME = 1_700_000_000  # of the card's snippet, where prompts show dates
 
 
@@ -214,6 +216,12 @@ def push_folder(
             "which completes it."
         )
     refuse_tokens(folder, token)
+    llm = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("llm_name_or_path")
+    if is_folder(llm):
+        logger.warning(
+            f"the language model of {repo_id} was read from {llm}, which does not go to the Hub: whoever loads the model must name a "
+            "folder or Hub id of it, as the card says. Trained with a Hub id, the model finds it by itself."
+        )
     content: dict[str, Path | bytes] = {path: folder / path for path in recommender_files(folder)}
     target = Destination(repo_id, "model", private, revision, parent_commit, commit_message, token).create()
     content[CARD] = _name_repository((folder / CARD).read_text(encoding="utf-8"), target.repo_id).encode()
@@ -316,13 +324,16 @@ def push_p2rec(
     return target.commit(content, _OURS, "P2Rec")
 
 
-def load_recommender(path_or_repo: str | os.PathLike, revision: str | None = None, token: str | None = None):
+def load_recommender(
+    path_or_repo: str | os.PathLike, revision: str | None = None, token: str | None = None, llm: str | None = None
+):
     """Load model and processor with this library's own code.
 
     Args:
         path_or_repo: Folder or repository id.
         revision: Branch, tag or commit.
         token: Hub token for a private repository.
+        llm: Where the model's LLM is now, a folder or Hub id, if not where it was in training.
 
     Returns:
         `(model, processor)`, the model in evaluation mode.
@@ -330,8 +341,10 @@ def load_recommender(path_or_repo: str | os.PathLike, revision: str | None = Non
     Raises:
         OSError: No such folder or repository, or a file is missing.
     """
-    where = {"revision": revision, "token": token}
+    where: dict[str, Any] = {"revision": revision, "token": token}
     where = {name: value for name, value in where.items() if value is not None}
+    if llm is not None:
+        where["llm"] = llm
     model = AutoModel.from_pretrained(path_or_repo, **where)
     return model.eval(), AutoProcessor.from_pretrained(path_or_repo, **where)
 

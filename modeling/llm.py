@@ -43,6 +43,24 @@ def llm_kind(config) -> str:
     return "encoder" if is_encoder else "decoder"
 
 
+def check_llm_place(name_or_path: str) -> None:
+    """Refuse the path of a folder that is not on this machine, which the Hub would take for a wrong repository id.
+
+    Args:
+        name_or_path: Hub id or folder of an LLM.
+
+    Raises:
+        FileNotFoundError: It is an absolute path, and there is no such folder.
+    """
+    place = Path(name_or_path)
+    if place.is_absolute() and not place.is_dir():
+        raise FileNotFoundError(
+            f"there is no folder {name_or_path} with a language model here. A model that was trained with one from a folder is loaded by "
+            f"naming where {place.name!r} is now, a folder or a Hub id: `from_pretrained(…, llm=…)`, `pipeline(…, model_kwargs="
+            '{"llm": …})`, or --llm on the command line.'
+        )
+
+
 def load_llm(
     name_or_path: str,
     revision: str | None = None,
@@ -65,11 +83,12 @@ def load_llm(
         The model.
 
     Raises:
-        ImportError: Quantization without bitsandbytes or GPU. ValueError: an unknown quantization.
+        ImportError: Quantization without bitsandbytes or GPU. ValueError: an unknown quantization. FileNotFoundError: no such folder.
 
     Example:
         >>> llm = load_llm("sentence-transformers/all-MiniLM-L6-v2")  # doctest: +SKIP
     """
+    check_llm_place(name_or_path)
     if quantization is not None:
         kwargs["quantization_config"] = _quantization_config(quantization)
     access = {key: kwargs[key] for key in _ACCESS_KEYS if key in kwargs}

@@ -11,6 +11,7 @@ import numpy as np
 from transformers import AutoTokenizer
 from transformers.utils import PROCESSOR_NAME, cached_file
 
+from .llm import check_llm_place
 from .processing import SequentialRecommendationProcessor
 from .prompting import PromptProgram, PromptTemplate, compile_template, make_template, tokenize_titles
 
@@ -82,10 +83,11 @@ class LLMSequentialRecommendationProcessor(SequentialRecommendationProcessor):
         """The LLM's tokenizer, loaded when first needed.
 
         Raises:
-            ValueError: No LLM is named. OSError: it cannot be found.
+            ValueError: No LLM is named. OSError: it cannot be found (FileNotFoundError: its folder is not here).
         """
         if self.llm_name_or_path is None:
             raise ValueError("the processor names no LLM: give `llm_name_or_path`, or set `processor.llm_tokenizer`.")
+        check_llm_place(self.llm_name_or_path)
         return AutoTokenizer.from_pretrained(self.llm_name_or_path, revision=self.llm_revision)
 
     @cached_property

@@ -38,6 +38,7 @@ from .llm import (
     PromptEncoder,
     SlotVectors,
     _quantization_config,
+    check_llm_place,
     llm_kind,
     pad,
     weight_versions,
@@ -124,11 +125,12 @@ def load_language_model(
 
     Raises:
         ValueError: The checkpoint has no head, the architecture is none of the three kinds, or `head` is unknown.
-        ImportError: Quantization without bitsandbytes or GPU.
+        ImportError: Quantization without bitsandbytes or GPU. FileNotFoundError: no such folder.
 
     Example:
         >>> llm = load_language_model("google/flan-t5-small")  # doctest: +SKIP
     """
+    check_llm_place(name_or_path)
     if quantization is not None:
         kwargs["quantization_config"] = _quantization_config(quantization)
     access = {key: kwargs[key] for key in _ACCESS_KEYS if key in kwargs}

@@ -258,8 +258,9 @@ class Study:
 
     def teacher(self, seed: int) -> torch.Tensor:
         """Item table of the tuned SASRec of this seed."""
+        model = self.teacher_model(seed)  # perhaps trained just now
         with torch.no_grad():
-            table = self.teacher_model(seed).item_representations().detach().float()
+            table = model.item_representations().detach().float().clone()
         table[0] = 0
         return table
 

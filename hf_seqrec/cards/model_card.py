@@ -73,6 +73,7 @@ def make_model_card(
     config = model.config
     method = METHODS.get(config.model_type) or Method(type(model).__name__, _first_line(model))
     name = reference.split("/")[-1]
+    llm = getattr(config, "llm_name_or_path", None)
     bases = [base_model] if isinstance(base_model, str) else [*(base_model or [])]
     data = ModelCardData(
         library_name="transformers",
@@ -98,6 +99,7 @@ def make_model_card(
         max_length=f"{config.max_length:,}",
         num_parameters=_parameters(model),
         model_reference=json.dumps(reference),
+        llm_folder=json.dumps(f"/path/to/{Path(llm).name}") if is_folder(llm) else None,
         request=json.dumps(dict(request), ensure_ascii=False),
         answer=[
             {
@@ -209,7 +211,7 @@ def _bases(bases: Sequence[str], config: Any) -> str:
         inside = next((name for name in names if name), None)
         if inside is None:
             return "none"
-        if _is_folder(inside):
+        if is_folder(inside):
             return f"a language model from a folder, `{Path(inside).name}`"
         bases = [inside]
     return ", ".join(f"[{base}](https://huggingface.co/{base})" for base in bases)
@@ -224,14 +226,23 @@ def _architecture(config: Any) -> dict[str, Any]:
 
 def _short(name: str, value: Any) -> Any:
     """The name of a method in place of a whole configuration, and of a folder in place of its path."""
-    if name.endswith("_name_or_path") and _is_folder(value):
+    if name.endswith("_name_or_path") and is_folder(value):
         return Path(value).name
     kind = value.get("model_type") if isinstance(value, Mapping) else None
     return METHODS[kind].name if kind in METHODS else value
 
 
-def _is_folder(name: str) -> bool:
-    """Whether a model's name is a place on a machine, which is nobody's business on the Hub."""
+def is_folder(name: str | None) -> bool:
+    """Whether a model's name is a place on a machine, which is nobody's business on the Hub.
+
+    Args:
+        name: Hub id or folder, or None.
+
+    Returns:
+        True for an absolute path and for a folder that is there.
+    """
+    if name is None:
+        return False
     return Path(name).is_absolute() or Path(name).is_dir()
 
 

@@ -27,6 +27,9 @@ def make_parser(
     parser.add_argument("model", help="Folder or Hub repository of the recommender.")
     parser.add_argument("--dataset", required=True, help="Folder or Hub repository of the data set.")
     parser.add_argument("--revision", help="Branch, tag or commit of the model's repository.")
+    parser.add_argument(
+        "--llm", help="Folder or Hub id of the model's language model, if it is not where it was in training."
+    )
     parser.add_argument("--dataset-revision", "--dataset_revision", help="The same of the data set's repository.")
     parser.add_argument(
         "--split",
@@ -80,7 +83,7 @@ def main(args: argparse.Namespace) -> None:
         raise ValueError(f"--output {args.output}: a record is a .json file.")
     data = load_recommendation_data(args.dataset, revision=args.dataset_revision)
     split = make_split(args.split, data.sequences)
-    model, processor = load_recommender(args.model, revision=args.revision)
+    model, processor = load_recommender(args.model, revision=args.revision, llm=args.llm)
     check_same_data(args.model, model, processor, data, args.allow_other_data)
     candidates = None
     if args.candidates is not None:

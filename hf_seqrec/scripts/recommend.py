@@ -9,6 +9,7 @@ Usage:
 import argparse
 import json
 from datetime import UTC, datetime
+from typing import Any
 
 
 def make_parser(
@@ -39,6 +40,9 @@ def make_parser(
     parser.add_argument("--candidates", nargs="+", metavar="ITEM", help="Choose only from these titles or item ids.")
     parser.add_argument("--by", choices=("item_id", "title"), help="What the names are, where both would fit.")
     parser.add_argument("--revision", help="Branch, tag or commit of the repository.")
+    parser.add_argument(
+        "--llm", help="Folder or Hub id of the model's language model, if it is not where it was in training."
+    )
     parser.add_argument("--json", action="store_true", help="Print JSON in place of a table.")
     parser.add_argument(
         "--explain",
@@ -54,7 +58,9 @@ def main(args: argparse.Namespace) -> None:
         return explain(args)
     from hf_seqrec.pipelines import pipeline
 
-    where = {} if args.revision is None else {"revision": args.revision}
+    where: dict[str, Any] = {} if args.revision is None else {"revision": args.revision}
+    if args.llm is not None:
+        where["model_kwargs"] = {"llm": args.llm}
     recommend = pipeline(model=args.model, **where)
     answer = recommend(
         {"history": args.history, **({"timestamps": [_seconds(time) for time in args.times]} if args.times else {})},
@@ -99,7 +105,7 @@ def explain(args: argparse.Namespace) -> None:
             raise ValueError(
                 f"--{name} does not go with --explain, which ranks what the teacher retrieves: leave one of them out."
             )
-    model, processor = load_recommender(args.model, args.revision)
+    model, processor = load_recommender(args.model, args.revision, llm=args.llm)
     if not hasattr(model, "explain"):
         raise ValueError(
             f"{type(model).__name__} has nothing to set side by side: --explain is for models distilled from a teacher by DELRec."

@@ -1,9 +1,16 @@
 """The way to the Hub and back, also on a machine without the library."""
 
+import re
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
+from huggingface_hub import hf_hub_download
 from transformers import AutoModel, AutoProcessor, AutoTokenizer
 
+from hf_seqrec.cli import main
+from hf_seqrec.hub import push_recommender
 from hf_seqrec.modeling.llm_processing import LLMSequentialRecommendationProcessor
 from hf_seqrec.modeling.llm_srec import LLMSRecForSequentialRecommendation
 
@@ -75,3 +82,39 @@ def test_a_machine_without_the_library_gets_the_same_scores(hub, elsewhere, push
     here = model.score(processor([["i2", "i3"], ["i4", "i6"]])["input_ids"])[:, 1:]
     torch.testing.assert_close(torch.tensor(answer["scores"]), here)
     assert answer["prompt"] == processor.render_item("i2")
+
+
+CARD_ELSEWHERE = """
+code, names = request["code"], {}
+try:
+    exec(code, {})
+    answer = {"alone": "no error"}
+except Exception as error:
+    answer = {"alone": str(error)}
+exec(code.replace("/path/to/away", request["llm"]), names)
+answer["titles"] = [row["title"] for row in names["recommendations"]]
+names["recommend"].processor.render_item("i2")
+"""
+
+
+def test_a_language_model_from_a_folder_is_named_by_who_loads_the_model(
+    hub, elsewhere, llm_folders, teacher, catalogue, tmp_path, caplog, capsys
+):
+    here, moved, repo = tmp_path / "away", tmp_path / "moved", f"{hub.user}/folder-llm"
+    shutil.copytree(llm_folders["bert"], here)
+    model, processor = build(str(here), teacher, catalogue)
+    with caplog.at_level("WARNING", "hf_seqrec.hub"):
+        push_recommender(model, processor, repo)
+    assert f"the language model of {repo} was read from {here}, which does not go to the Hub" in caplog.text
+    here.rename(moved)
+    card = Path(hf_hub_download(repo, "README.md")).read_text(encoding="utf-8")
+    assert "The language model inside came from a folder" in card
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    answer = elsewhere(CARD_ELSEWHERE, code=code, llm=str(moved))
+    assert "there is no folder /path/to/away" in answer["alone"]
+    history = [processor.titles[1]]
+    assert main(["recommend", repo, "--history", *history]) == 1
+    assert "naming where 'away' is now" in capsys.readouterr().err
+    assert main(["recommend", repo, "--history", *history, "--llm", str(moved)]) == 0
+    printed = capsys.readouterr().out
+    assert sum(title in printed for title in processor.titles if title) > 3

@@ -424,7 +424,9 @@ def test_an_llm_that_moved_is_found_again(make, llm_folders, tmp_path):
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"llm_name_or_path": str(tmp_path / "nowhere")}))
-    with pytest.raises((OSError, ValueError)):
+    with pytest.raises(
+        FileNotFoundError, match=r"naming where 'nowhere' is now, a folder or a Hub id: `from_pretrained\(…, llm=…\)`"
+    ):
         LLMSRecForSequentialRecommendation.from_pretrained(tmp_path)
     loaded = LLMSRecForSequentialRecommendation.from_pretrained(tmp_path, llm=llm_folders["bert"])
     torch.testing.assert_close(loaded.score(IDS), model.score(IDS))
