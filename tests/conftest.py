@@ -33,7 +33,8 @@ os.environ.update(
     HF_HUB_DISABLE_TELEMETRY="1",
     HF_HUB_DISABLE_PROGRESS_BARS="1",
 )
-load_helper("tiny_llms")
+for _name in ("tiny_llms", "comparing"):
+    load_helper(_name)
 
 
 @pytest.fixture(scope="session")

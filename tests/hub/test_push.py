@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 import yaml
+from comparing import assert_same
 from huggingface_hub import HfApi, ModelCard, parse_eval_result_entries
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from transformers import AutoModel, AutoProcessor
@@ -58,14 +59,6 @@ def snippet(card: str) -> str:
 
 def scores(model, processor):
     return model.score(processor([HISTORY["history"], ["i1"]])["input_ids"]).detach()
-
-
-def assert_same(one, other):
-    """Scores, or rows of a pipeline, but for the last digit: weights from a file lie elsewhere in memory, which some CPUs round by."""
-    if isinstance(one, torch.Tensor):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
-    else:
-        assert one == [pytest.approx(row, rel=1e-5, abs=1e-6) for row in other]
 
 
 # --- a folder

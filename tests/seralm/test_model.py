@@ -392,7 +392,7 @@ def test_a_saved_model_scores_the_same_through_the_auto_classes(name, tmp_path):
     assert type(loaded) is type(model)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
-    assert torch.equal(loaded.score(INPUTS), model.score(INPUTS))
+    torch.testing.assert_close(loaded.score(INPUTS), model.score(INPUTS), rtol=1e-5, atol=1e-6)
     assert AutoConfig.from_pretrained(tmp_path).backbone == model.config.backbone
     assert AutoModel.from_config(model.config).config.num_items == N
 
@@ -406,7 +406,7 @@ def test_serving_loads_no_text_encoder_and_a_trained_one_comes_back_when_asked_f
     assert not any(key.startswith("text_encoder") for key in weights)
     serving = AutoModel.from_pretrained(tmp_path)
     assert serving.text_encoder is None
-    assert torch.equal(serving.score(INPUTS), model.score(INPUTS))
+    torch.testing.assert_close(serving.score(INPUTS), model.score(INPUTS), rtol=1e-5, atol=1e-6)
     loaded = AutoModel.from_pretrained(tmp_path, text_encoder=True)
     tokens = model.tokenize(["A heist.", "A voyage"])
     assert [row.tolist() for row in loaded.tokenize(["A heist.", "A voyage"]).rows] == [
@@ -457,7 +457,7 @@ def test_a_model_loads_from_the_code_in_its_folder(tmp_path):
         for mapping, content in zip((CONFIG_MAPPING, MODEL_MAPPING), kept, strict=True):
             mapping._extra_content.update(content)
     assert type(loaded).__module__.startswith("transformers_modules.")
-    assert torch.equal(loaded.score(INPUTS), model.score(INPUTS))
+    torch.testing.assert_close(loaded.score(INPUTS), model.score(INPUTS), rtol=1e-5, atol=1e-6)
 
 
 @every_backbone
@@ -475,7 +475,7 @@ def test_new_items_are_ranked_by_their_knowledge_and_old_ones_as_before(name, tm
     loaded = AutoModel.from_pretrained(tmp_path)
     assert loaded.config.num_items == N + 2
     assert loaded.config.data_fingerprint == "newer"
-    assert torch.equal(loaded.score(INPUTS), scores)
+    torch.testing.assert_close(loaded.score(INPUTS), scores, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="not finite"):
         model.add_items(torch.full((1, K), torch.inf))
 
