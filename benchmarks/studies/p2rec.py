@@ -202,8 +202,8 @@ class Study:
         training |= self.reduced["training"] if self.reduced else {}
         features = None
         if variant != "base":
-            vectors = self.vectors("text" if variant == "init" else variant, seed)
-            fusion = {"init": "init", "groups": "add"}.get(variant, "gate")
+            vectors = self.vectors("text" if variant in ("init", "shuffled") else variant, seed)
+            fusion = {"init": "init", "shuffled": "init", "groups": "add"}.get(variant, "gate")
             features = ItemFeatures(vectors, fusion, scale=variant != "groups")
         config = getattr(models, f"{CLASSES[backbone]}Config")(
             num_items=self.data.catalogue.num_items, data_fingerprint=self.data.fingerprint, **model_settings,
@@ -212,7 +212,10 @@ class Study:
         transformers.set_seed(seed)
         model = getattr(models, f"{CLASSES[backbone]}ForSequentialRecommendation")(config)
         if features:
-            features.give(model, features.read(self.data.catalogue, self.split.train.item_index, config.hidden_size))
+            values = features.read(self.data.catalogue, self.split.train.item_index, config.hidden_size)
+            if variant == "shuffled":  # the same start values but for what they say about an item
+                values = values[torch.randperm(len(values), generator=torch.Generator().manual_seed(seed))]
+            features.give(model, values)
         notes = {"model": model_settings, "training": training, "item_features": features.notes if features else None}
         return model, arguments_of(NextItemTrainingArguments, folder, seed, training), notes
 
