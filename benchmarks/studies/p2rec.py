@@ -202,8 +202,9 @@ class Study:
         training |= self.reduced["training"] if self.reduced else {}
         features = None
         if variant != "base":
-            vectors = self.vectors("text" if variant in ("init", "shuffled") else variant, seed)
-            fusion = {"init": "init", "shuffled": "init", "groups": "add"}.get(variant, "gate")
+            source = {"init": "text", "shuffled": "text", "start": "enhanced"}.get(variant, variant)
+            fusion = "init" if source != variant else "add" if variant == "groups" else "gate"
+            vectors = self.vectors(source, seed)
             features = ItemFeatures(vectors, fusion, scale=variant != "groups")
         config = getattr(models, f"{CLASSES[backbone]}Config")(
             num_items=self.data.catalogue.num_items, data_fingerprint=self.data.fingerprint, **model_settings,

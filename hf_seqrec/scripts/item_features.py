@@ -122,6 +122,12 @@ class ItemFeatures:
         return {"fusion": self.fusion, "item_features": {"item": self.vectors.width}}
 
     @property
+    def name(self) -> str:
+        """What stands behind the backbone's name in records: the kind of vectors, and how they join if not by the gate."""
+        kind = self.vectors.description.get("kind", "item vectors")
+        return {"p2rec": "P2Rec"}.get(kind, kind) + ("" if self.fusion == "gate" else f" ({self.fusion})")
+
+    @property
     def notes(self) -> dict[str, Any]:
         """What a record says about them."""
         return {**self.vectors.description, "key": self.vectors.key, "fusion": self.fusion, "scaled": self.scale}

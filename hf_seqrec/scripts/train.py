@@ -301,6 +301,8 @@ def main(script_args: BackboneScriptArguments, training_args: Any, model_args: A
     if features:
         vectors = features.read(run.data.catalogue, run.split.train.item_index, config.hidden_size)
         run.notes["item_features"] = features.notes
+        # Else tables would take it for one more run of the backbone alone.
+        run.name = f"{head.__name__.removesuffix('ForSequentialRecommendation')} + {features.name}"
 
     if hasattr(head, "fit"):
         run.introduce()

@@ -32,6 +32,7 @@ class TrainingRun:
         split: Its split; a script may take less of it.
         resume: Where to go on: False, True for the last checkpoint, or a folder.
         notes: For the records.
+        name: Of the model in the records; None for that of its class.
 
     Example:
         >>> from hf_seqrec.scripts.train import parse
@@ -46,6 +47,7 @@ class TrainingRun:
     split: Any
     resume: Any
     notes: dict[str, Any] = field(default_factory=dict)
+    name: str | None = None
     _begin: float = field(default_factory=time.perf_counter)
 
     @classmethod
@@ -263,6 +265,7 @@ class TrainingRun:
                 candidates=chosen,
                 cutoffs=self.training_args.cutoffs,
                 batch_size=self.training_args.ranking_batch_size,
+                name=self.name,
                 seed=self.training_args.seed if trainer is not None else None,
                 notes=self.notes,
                 accelerator=trainer.accelerator if several else None,

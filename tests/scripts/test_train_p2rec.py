@@ -104,11 +104,13 @@ def test_a_backbone_trains_with_the_run_and_with_each_control(run, dataset, smal
     for control in (None, "noise", "teacher", "groups", "text"):
         out = tmp_path / str(control)
         assert main([*argv, *(["--control", control] if control else []), "--output_dir", str(out)]) == 0
-        notes = EvaluationRecord.load(out / "records" / "test.json").notes["item_features"]
-        found[control] = (notes["kind"], notes["fusion"], notes["scaled"])
+        record = EvaluationRecord.load(out / "records" / "test.json")
+        notes = record.notes["item_features"]
+        found[control] = (record.model, notes["kind"], notes["fusion"], notes["scaled"])
     assert found == {
-        None: ("p2rec", "gate", True), "noise": ("noise", "gate", True), "teacher": ("teacher", "gate", True),
-        "groups": ("groups", "add", False), "text": ("text", "gate", True),
+        None: ("GRU4Rec + P2Rec", "p2rec", "gate", True), "noise": ("GRU4Rec + noise", "noise", "gate", True),
+        "teacher": ("GRU4Rec + teacher", "teacher", "gate", True), "groups": ("GRU4Rec + groups (add)", "groups", "add", False),
+        "text": ("GRU4Rec + text", "text", "gate", True),
     }  # fmt: skip
 
 
