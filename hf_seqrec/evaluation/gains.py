@@ -43,6 +43,11 @@ class Gain:
     high: float
 
     @property
+    def span(self) -> str:
+        """Number of items in the histories, in words: `4` or `7–9`."""
+        return str(self.shortest) if self.shortest == self.longest else f"{self.shortest}–{self.longest}"
+
+    @property
     def relative(self) -> float | None:
         """Difference over base; None where base is 0."""
         return self.difference / self.base if self.base else None
@@ -168,7 +173,7 @@ def gains_table(gains: Sequence[Gains]) -> "Table":
         table.add_column(heading, justify="right" if heading else "left")
     for one in gains:
         for number, gain in enumerate([one.total, *one.groups]):
-            span = f"{gain.shortest}–{gain.longest}" if number else "all"
+            span = gain.span if number else "all"
             relative = "–" if gain.relative is None else f"{gain.relative:+.1%}"
             table.add_row(
                 "" if number else f"{one.other} over {one.base} ({one.seeds} seeds)", span, f"{gain.num_users:,}", f"{gain.base:.4f}",
@@ -212,7 +217,7 @@ def plot_gains(gains: Sequence[Gains], path: Any = None) -> "Figure":
                 label=f"{one.other} over {one.base}",
                 **look,
             )
-        labels = [f"{gain.shortest}–{gain.longest}\n{gain.num_users:,} users" for gain in first.groups]
+        labels = [f"{gain.span}\n{gain.num_users:,} users" for gain in first.groups]
         axes.set_xticks(np.arange(len(first.groups)), labels)
         axes.set_xlabel("Items in the history")
         axes.set_ylabel("Difference, bars: 95 % interval")
