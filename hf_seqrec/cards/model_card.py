@@ -99,7 +99,7 @@ def make_model_card(
         max_length=f"{config.max_length:,}",
         num_parameters=_parameters(model),
         model_reference=json.dumps(reference),
-        llm_folder=json.dumps(f"/path/to/{Path(llm).name}") if is_folder(llm) else None,
+        llm_folder=json.dumps(f"/path/to/{Path(str(llm)).name}") if is_folder(llm) else None,
         request=json.dumps(dict(request), ensure_ascii=False),
         answer=[
             {
