@@ -11,6 +11,7 @@ can be stopped and started again; it uses a GPU when there is one.
     python benchmarks/studies/p2rec.py                                         # everything that is missing
     python benchmarks/studies/p2rec.py --datasets ml-1m --methods sasrec+base sasrec+enhanced --seeds 0
     python benchmarks/studies/p2rec.py --datasets amazon-scientific-2018 --trials 1 --seeds 0   # small, and trained to the end
+    python benchmarks/studies/p2rec.py --datasets amazon-beauty-2014 --trials 1 --seeds 0 --stage1-epochs 4 --bfloat16   # stage 1 in 25 minutes
     python benchmarks/studies/p2rec.py --reduced --time-limit 540              # one seed, one trial, fewer users and steps
     python benchmarks/studies/p2rec.py --gains                                 # differences with intervals, from the records there are
     python -m hf_seqrec.evaluation.tables benchmarks/records/p2rec/full/runs docs/results-p2rec.md

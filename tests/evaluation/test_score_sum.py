@@ -98,7 +98,6 @@ def test_the_weight_is_the_best_on_validation(rows, first_is_right, second_is_ri
 
 
 def test_every_row_is_scored_once_by_each_whatever_the_number_of_weights(many_rows):
-    rows = many_rows
     scored = {"first": 0, "second": 0}
 
     class Counting(Oracle):
@@ -106,13 +105,13 @@ def test_every_row_is_scored_once_by_each_whatever_the_number_of_weights(many_ro
             scored[self.name] += len(input_ids)
             return super().score(input_ids)
 
-    first, second = Counting(rows), Counting(rows, right=False)
+    first, second = Counting(many_rows), Counting(many_rows, right=False)
     first.name, second.name = scored
     protocol = Protocol(part="validation", cutoffs=[10])
-    _, values = choose_score_sum(first, second, rows, protocol, progress=True)
-    assert scored == {"first": len(rows), "second": len(rows)}
+    _, values = choose_score_sum(first, second, many_rows, protocol, progress=True)
+    assert scored == {"first": len(many_rows), "second": len(many_rows)}
     for weight, value in values.items():
-        alone = RankingEvaluator(rows, NUM_ITEMS, protocol)(score_sum(first, second, weight))
+        alone = RankingEvaluator(many_rows, NUM_ITEMS, protocol)(score_sum(first, second, weight))
         assert alone.metrics["ndcg@10"] == pytest.approx(value, abs=1e-12)
 
 
