@@ -88,7 +88,9 @@ def make_parser(
     parser.add_argument("--batch-size", "--batch_size", type=int, help="Users scored at once.")
     parser.add_argument("--device", help="For example cpu or cuda:0 (default: a GPU where there is one).")
     parser.add_argument(
-        "--names", nargs="+", help="Names of the models in tables and pictures (default: their methods)."
+        "--names",
+        nargs="+",
+        help="Names of the models in tables and pictures (default: as they were trained, else their classes).",
     )
     parser.add_argument(
         "--output-dir",
@@ -166,7 +168,7 @@ def _measure(args: argparse.Namespace, tests: list[str], console: Any) -> dict[s
     from hf_seqrec.data.splits import make_split
     from hf_seqrec.evaluation.diagnostics import SequenceDiagnostics, compare_shuffled_training, cross_domain
     from hf_seqrec.hub import load_recommender
-    from hf_seqrec.scripts.evaluate import check_same_data, trained_seed
+    from hf_seqrec.scripts.evaluate import check_same_data, trained_as
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     common = {
@@ -186,8 +188,9 @@ def _measure(args: argparse.Namespace, tests: list[str], console: Any) -> dict[s
 
     def diagnostics(name: str, model: Any, processor: Any, title: str | None) -> SequenceDiagnostics:
         check_same_data(name, model, processor, own["data"], args.allow_other_data)
+        trained, seed = trained_as(name)
         return SequenceDiagnostics(
-            model, name=title, seed=trained_seed(name), allow_other_data=args.allow_other_data, **own
+            model, name=title or trained, seed=seed, allow_other_data=args.allow_other_data, **own
         )
 
     own = load(args.dataset, args.dataset_revision)
@@ -217,8 +220,9 @@ def _measure(args: argparse.Namespace, tests: list[str], console: Any) -> dict[s
             shuffled = diagnostics(second, model_2.to(device), processor_2, title)
             keep("shuffled-training", name, compare_shuffled_training(measured.record(), shuffled.record()))
         for other in others:
-            source, seed = own["data"].name, trained_seed(name)
-            keep("cross-domain", name, cross_domain(model, processor, source=source, name=title, seed=seed, **other))
+            source, (trained, seed) = own["data"].name, trained_as(name)
+            about = {"source": source, "name": title or trained, "seed": seed}
+            keep("cross-domain", name, cross_domain(model, processor, **about, **other))
     return results
 
 

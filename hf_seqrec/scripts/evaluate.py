@@ -12,8 +12,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 
 def make_parser(
     subparsers: "argparse._SubParsersAction | None" = None, prog: str | None = None
@@ -52,7 +50,7 @@ def make_parser(
         "--batch-size", "--batch_size", type=int, help="Users scored at once (default: what suits the device)."
     )
     parser.add_argument("--device", help="For example cpu or cuda:0 (default: a GPU where there is one).")
-    parser.add_argument("--name", help="Name of the model in the record (default: its method).")
+    parser.add_argument("--name", help="Name of the model in the record (default: as it was trained, else its class).")
     parser.add_argument("--output", type=Path, metavar="FILE", help="Where to write the record, a .json file.")
     parser.add_argument(
         "--allow-other-data",
@@ -85,6 +83,7 @@ def main(args: argparse.Namespace) -> None:
     split = make_split(args.split, data.sequences)
     model, processor = load_recommender(args.model, revision=args.revision, llm=args.llm)
     check_same_data(args.model, model, processor, data, args.allow_other_data)
+    name, seed = trained_as(args.model, args.revision)
     candidates = None
     if args.candidates is not None:
         candidates = Candidates.load(args.candidates, getattr(split, args.part))
@@ -99,8 +98,8 @@ def main(args: argparse.Namespace) -> None:
         cutoffs=args.cutoffs,
         candidates=candidates,
         batch_size=args.batch_size,
-        name=args.name,
-        seed=trained_seed(args.model),
+        name=args.name or name,
+        seed=seed,
         notes={"model": str(args.model), "revision": args.revision},
         progress=True,
     )
@@ -148,10 +147,27 @@ def check_same_data(name: str, model: Any, processor: Any, data: Any, allow_othe
         )
 
 
-def trained_seed(model: str) -> int | None:
-    """The seed in the `run.yaml` that `seqrec train` writes beside a model; None where there is none."""
-    path = Path(model) / "run.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8")).get("seed") if path.is_file() else None
+def trained_as(model: str, revision: str | None = None) -> tuple[str | None, int | None]:
+    """Name and seed in the record that `seqrec train` writes beside a model, in a folder or on the Hub.
+
+    The class alone does not tell SASRec from SASRec with item vectors.
+
+    Args:
+        model: Folder or Hub repository.
+        revision: Branch, tag or commit of the repository.
+
+    Returns:
+        The two, each None where nothing tells it.
+    """
+    from transformers.utils import cached_file
+
+    from hf_seqrec.evaluation import EvaluationRecord
+
+    path = cached_file(model, "records/test.json", revision=revision, _raise_exceptions_for_missing_entries=False)
+    if path is None:
+        return None, None
+    record = EvaluationRecord.load(path, rows=False)
+    return record.model, record.seed
 
 
 if __name__ == "__main__":

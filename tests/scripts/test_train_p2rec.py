@@ -112,6 +112,9 @@ def test_a_backbone_trains_with_the_run_and_with_each_control(run, dataset, smal
         "teacher": ("GRU4Rec + teacher", "teacher", "gate", True), "groups": ("GRU4Rec + groups (add)", "groups", "add", False),
         "text": ("GRU4Rec + text", "text", "gate", True),
     }  # fmt: skip
+    again = tmp_path / "again.json"  # a later evaluation is no run of GRU4Rec alone either
+    assert main(["evaluate", str(tmp_path / "noise"), "--dataset", str(dataset), "--output", str(again)]) == 0
+    assert EvaluationRecord.load(again).model == "GRU4Rec + noise"
 
 
 def test_what_does_not_fit_together_is_refused_before_anything_is_written(
@@ -258,6 +261,7 @@ def test_e4srec_trains_saves_evaluates_and_recommends(command, dataset, tmp_path
     assert record.notes["llm_tokens"] > 0
     assert main(["evaluate", repo, "--dataset", str(dataset), "--output", str(tmp_path / "again.json")]) == 0
     again = EvaluationRecord.load(tmp_path / "again.json")
+    assert (again.model, again.seed) == (record.model, record.seed)
     assert again.metrics["ndcg@10"] == pytest.approx(record.metrics["ndcg@10"], abs=1e-6)
     titles = load_recommendation_data(dataset).catalogue.titles.to_pylist()[:2]
     capsys.readouterr()
