@@ -12,6 +12,7 @@ can be stopped and started again; it uses a GPU when there is one.
     python benchmarks/studies/p2rec.py --datasets ml-1m --methods sasrec+base sasrec+enhanced --seeds 0
     python benchmarks/studies/p2rec.py --datasets amazon-scientific-2018 --trials 1 --seeds 0   # small, and trained to the end
     python benchmarks/studies/p2rec.py --datasets amazon-beauty-2014 --trials 1 --seeds 0 --stage1-epochs 4 --bfloat16   # stage 1 in 25 minutes
+    python benchmarks/studies/p2rec.py --datasets amazon-beauty-2014 --trials 1 --seeds 0 --epochs 45 --records benchmarks/records/p2rec/longer   # is it speed?
     python benchmarks/studies/p2rec.py --reduced --time-limit 540              # one seed, one trial, fewer users and steps
     python benchmarks/studies/p2rec.py --gains                                 # differences with intervals, from the records there are
     python -m hf_seqrec.evaluation.tables benchmarks/records/p2rec/full/runs docs/results-p2rec.md
@@ -139,7 +140,7 @@ class Study:
         backbone, variant = method.split("+")
         if variant.startswith("k"):
             return f"{CLASSES[backbone]} + P2Rec, K = {variant[1:]}"
-        return CLASSES[backbone] + self.study["names"][variant]
+        return CLASSES[backbone] + self.study["variants"][variant]["name"]
 
     def best(self, method: str, seed: int) -> tuple[Any, dict[str, Any]]:
         """The model of the trial that is best on validation; at other seeds than the first only that trial is trained."""
@@ -201,12 +202,11 @@ class Study:
             model_settings |= layer.get("model") or {}
             training |= layer.get("training") or {}
         training |= self.reduced["training"] if self.reduced else {}
+        training |= {"num_train_epochs": self.args.epochs} if self.args.epochs else {}
         features = None
         if variant != "base":
-            source = {"init": "text", "shuffled": "text", "start": "enhanced"}.get(variant, variant)
-            fusion = "init" if source != variant else "add" if variant == "groups" else "gate"
-            vectors = self.vectors(source, seed)
-            features = ItemFeatures(vectors, fusion, scale=variant != "groups")
+            how = self.study["variants"].get(variant, {"vectors": variant, "fusion": "gate"})  # a `k16` of the sweep
+            features = ItemFeatures(self.vectors(how["vectors"], seed), how["fusion"], scale=variant != "groups")
         config = getattr(models, f"{CLASSES[backbone]}Config")(
             num_items=self.data.catalogue.num_items, data_fingerprint=self.data.fingerprint, **model_settings,
             **(features.config if features else {}),
@@ -439,6 +439,9 @@ def main() -> None:
     )
     parser.add_argument("--llm", help="folder or Hub id; default: the packaged MiniLM")
     parser.add_argument("--reduced", action="store_true", help="fewer users, steps and trials, said so in the records")
+    parser.add_argument(
+        "--epochs", type=int, help="of the backbones instead of the file's; patience may end them before"
+    )
     parser.add_argument(
         "--stage1-epochs",
         type=int,
