@@ -82,7 +82,7 @@ class Study:
 
     Args:
         args: The command line.
-        settings: Content of p2rec.yaml.
+        study: Content of p2rec.yaml.
         dataset: Name of the data set.
         deadline: `time.monotonic` at which training stops.
     """
