@@ -1,4 +1,4 @@
-"""Accuracy of P2Rec on real data: four backbones, each alone, with CI, enhanced vectors, and what may stand in for them.
+r"""Accuracy of P2Rec on real data: four backbones, each alone, with CI, enhanced vectors, and what may stand in for them.
 
 Every (data set, method, seed) is one run: leave-one-out, selected on masked validation NDCG@10, evaluated once on test with the whole
 catalogue, with seen items (RecBole's protocol, which the paper uses) and without. At the first seed every method, the plain backbone
@@ -12,7 +12,8 @@ can be stopped and started again; it uses a GPU when there is one.
     python benchmarks/studies/p2rec.py --datasets ml-1m --methods sasrec+base sasrec+enhanced --seeds 0
     python benchmarks/studies/p2rec.py --datasets amazon-scientific-2018 --trials 1 --seeds 0   # small, and trained to the end
     python benchmarks/studies/p2rec.py --datasets amazon-beauty-2014 --trials 1 --seeds 0 --stage1-epochs 4 --bfloat16   # stage 1 in 25 minutes
-    python benchmarks/studies/p2rec.py --datasets amazon-beauty-2014 --trials 1 --seeds 0 --epochs 45 --records benchmarks/records/p2rec/longer   # is it speed?
+    python benchmarks/studies/p2rec.py --datasets amazon-beauty-2014 --trials 1 --seeds 0 --training '{"num_train_epochs": 45}' \
+        --records benchmarks/records/p2rec/longer --work outputs/p2rec/longer   # is what P2Rec gains more than speed?
     python benchmarks/studies/p2rec.py --reduced --time-limit 540              # one seed, one trial, fewer users and steps
     python benchmarks/studies/p2rec.py --gains                                 # differences with intervals, from the records there are
     python -m hf_seqrec.evaluation.tables benchmarks/records/p2rec/full/runs docs/results-p2rec.md
@@ -202,7 +203,7 @@ class Study:
             model_settings |= layer.get("model") or {}
             training |= layer.get("training") or {}
         training |= self.reduced["training"] if self.reduced else {}
-        training |= {"num_train_epochs": self.args.epochs} if self.args.epochs else {}
+        training |= self.args.training
         features = None
         if variant != "base":
             how = self.study["variants"].get(variant, {"vectors": variant, "fusion": "gate"})  # a `k16` of the sweep
@@ -440,8 +441,8 @@ def main() -> None:
     parser.add_argument("--llm", help="folder or Hub id; default: the packaged MiniLM")
     parser.add_argument("--reduced", action="store_true", help="fewer users, steps and trials, said so in the records")
     parser.add_argument(
-        "--epochs", type=int, help="of the backbones instead of the file's; patience may end them before"
-    )
+        "--training", type=json.loads, default={}, metavar="JSON", help="arguments of the backbones' training that replace the file's"
+    )  # fmt: skip
     parser.add_argument(
         "--stage1-epochs",
         type=int,

@@ -176,7 +176,7 @@ def gains_table(gains: Sequence[Gains]) -> "Table":
             span = gain.span if number else "all"
             relative = "–" if gain.relative is None else f"{gain.relative:+.1%}"
             table.add_row(
-                "" if number else f"{one.other} over {one.base} ({one.seeds} seed{"" if one.seeds == 1 else "s"})", span, f"{gain.num_users:,}", f"{gain.base:.4f}",
+                "" if number else f"{one.other} over {one.base} ({one.seeds} seed{'s' * (one.seeds > 1)})", span, f"{gain.num_users:,}", f"{gain.base:.4f}",
                 f"{gain.other:.4f}", f"{gain.difference:+.4f}", f"{gain.low:+.4f} … {gain.high:+.4f}", relative,
             )  # fmt: skip
     return table
