@@ -11,16 +11,17 @@ can be stopped and started again; it uses a GPU when there is one.
     python benchmarks/studies/p2rec.py                                         # everything that is missing
     python benchmarks/studies/p2rec.py --datasets ml-1m --methods sasrec+base sasrec+enhanced --seeds 0
     python benchmarks/studies/p2rec.py --datasets amazon-scientific-2018 --trials 1 --seeds 0   # small, and trained to the end
-    python benchmarks/studies/p2rec.py --datasets amazon-beauty-2014 --trials 1 --seeds 0 --stage1-epochs 4 --bfloat16   # stage 1 in 25 minutes
+    python benchmarks/studies/p2rec.py --datasets amazon-beauty-2014 --trials 1 --seeds 0 --stage1-epochs 4 --bfloat16
     python benchmarks/studies/p2rec.py --datasets amazon-beauty-2014 --trials 1 --seeds 0 --training '{"num_train_epochs": 45}' \
         --records benchmarks/records/p2rec/longer --work outputs/p2rec/longer   # is what P2Rec gains more than speed?
     python benchmarks/studies/p2rec.py --reduced --time-limit 540              # one seed, one trial, fewer users and steps
     python benchmarks/studies/p2rec.py --gains                                 # differences with intervals, from the records there are
     python -m hf_seqrec.evaluation.tables benchmarks/records/p2rec/full/runs docs/results-p2rec.md
 
-On one CPU core, computed from steps timed with other work on the machine: --reduced about an hour; the whole study about 140 hours, half of them
-E4SRec's (Beauty 60, ml-1m 55, Steam 20, Scientific 10); SASRec's six rows on Beauty with one setting and one seed about two and a half. What --reduced
-trains is far from its best, so its differences say how fast a method learns, not how good it gets.
+With `--trials 1 --seeds 0 --stage1-epochs 4 --bfloat16` a core of 2026 took, for a row of Beauty 4 to 10 minutes, of Steam 1 to 4, of Scientific 1 to 5, of
+ml-1m 20, and once per data set for P2Rec's language model 20, 10, 7 and 8; with `--reduced` 1 to 2 a row. The whole study is computed to take about 140 hours of
+a core, half of them E4SRec's (Beauty 60, ml-1m 55, Steam 20, Scientific 10). What --reduced trains is far from its best, so its differences say how fast a
+method learns, not how good it gets.
 
 The LLM is the packaged MiniLM unless `--llm` names another. The data come from $HF_SEQREC_DATA or ../shared/data beside the project.
 """
