@@ -13,7 +13,7 @@ can be stopped and started again; it uses a GPU when there is one.
     python benchmarks/studies/p2rec.py --datasets amazon-scientific-2018 --trials 1 --seeds 0   # small, and trained to the end
     python benchmarks/studies/p2rec.py --datasets amazon-beauty-2014 --trials 1 --seeds 0 --stage1-epochs 4 --bfloat16
     python benchmarks/studies/p2rec.py --datasets amazon-beauty-2014 --trials 1 --seeds 0 --training '{"num_train_epochs": 45}' \
-        --records benchmarks/records/p2rec/longer --work outputs/p2rec/longer   # is what P2Rec gains more than speed?
+        --records benchmarks/records/p2rec/longer --work outputs/p2rec/longer   # more than speed? (first copy teacher and vectors there, to keep them)
     python benchmarks/studies/p2rec.py --reduced --time-limit 540              # one seed, one trial, fewer users and steps
     python benchmarks/studies/p2rec.py --gains                                 # differences with intervals, from the records there are
     python -m hf_seqrec.evaluation.tables benchmarks/records/p2rec/full/runs docs/results-p2rec.md
